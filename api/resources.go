@@ -1,0 +1,216 @@
+package api
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Network is a tenant's private network.
+type Network struct {
+	Meta
+	Spec   NetworkSpec   `json:"spec"`
+	Status NetworkStatus `json:"status"`
+}
+
+type NetworkSpec struct {
+	Subnets []Subnet `json:"subnets,omitempty" doc:"Subnets; one IPv4 subnet today. Default: a free /24 of 10.0.0.0/8."`
+	NAT     *bool    `json:"nat,omitempty" default:"true" doc:"Translate the servers' addresses to the host's on the way out of the uplink."`
+	MTU     int      `json:"mtu,omitempty" default:"1500" minimum:"0" maximum:"9216"`
+	DNS     DNS      `json:"dns,omitzero"`
+}
+
+// Subnet is an IP prefix of a network. The gateway is the router's address in it.
+type Subnet struct {
+	Prefix  netip.Prefix `json:"prefix" doc:"Prefix without host bits, such as 10.7.0.0/24."`
+	Gateway netip.Addr   `json:"gateway,omitzero" doc:"Default: the first address."`
+}
+
+// DNS of a network: the router answers for the servers' names and forwards the rest.
+type DNS struct {
+	Domain     string       `json:"domain,omitempty" doc:"Domain of the servers' names; default NETWORK.TENANT.internal."`
+	Forwarders []netip.Addr `json:"forwarders,omitempty" doc:"Resolvers for other names; default: the host's."`
+}
+
+type NetworkStatus struct {
+	Phase      string      `json:"phase" doc:"active, or deleting."`
+	Ports      int         `json:"ports" doc:"Ports of servers in the network."`
+	Conditions []Condition `json:"conditions,omitempty"`
+}
+
+// Image is what root disks are made from. Its content is kept once, by digest.
+type Image struct {
+	Meta
+	Spec   ImageSpec   `json:"spec"`
+	Status ImageStatus `json:"status"`
+}
+
+type ImageSpec struct {
+	Shared      bool   `json:"shared,omitempty" doc:"Visible to every tenant; only the operator may share."`
+	Description string `json:"description,omitempty"`
+}
+
+type ImageStatus struct {
+	Digest  string  `json:"digest" doc:"sha256 of the content."`
+	Size    Bytes   `json:"size" doc:"Space that the content takes in the pool."`
+	Models  []Model `json:"models" doc:"Models that the image boots under."`
+	Format  string  `json:"format" doc:"What it was made from: build, tree, qcow2, raw, iso, oci."`
+	MinDisk Bytes   `json:"minDisk,omitempty" doc:"Least root disk."`
+	App     *App    `json:"app,omitempty" doc:"Process of an application image."`
+	Source  string  `json:"source,omitempty"`
+	Users   int     `json:"users" doc:"Servers made from it."`
+}
+
+// Host is a physical server that runs the daemon.
+type Host struct {
+	Meta
+	Spec   HostSpec   `json:"spec"`
+	Status HostStatus `json:"status"`
+}
+
+type HostSpec struct {
+	Unschedulable bool       `json:"unschedulable,omitempty" doc:"Place no new servers here."`
+	Reserve       Reserve    `json:"reserve,omitzero" doc:"What guests can't have."`
+	Overcommit    Overcommit `json:"overcommit,omitzero"`
+	Uplink        string     `json:"uplink,omitempty" doc:"Device that leads out; default: the one with the default route."`
+}
+
+// Reserve is kept for the host itself.
+type Reserve struct {
+	CPU    MilliCPU `json:"cpu,omitempty" default:"100m"`
+	Memory Bytes    `json:"memory,omitempty" default:"512MiB"`
+	Disk   Bytes    `json:"disk,omitempty" default:"1GiB"`
+}
+
+// Overcommit is how many times over the host's capacity, less the reserve, may be promised. In percent: 100 is once.
+type Overcommit struct {
+	CPU    int `json:"cpu,omitempty" default:"100" minimum:"0" maximum:"10000" doc:"Percent."`
+	Memory int `json:"memory,omitempty" default:"100" minimum:"0" maximum:"1000" doc:"Percent."`
+	Disk   int `json:"disk,omitempty" default:"200" minimum:"0" maximum:"10000" doc:"Percent. Volumes are sparse."`
+}
+
+type HostStatus struct {
+	Phase       string         `json:"phase" doc:"ready, or away."`
+	Version     string         `json:"version"`
+	Kernel      string         `json:"kernel"`
+	Cgroups     string         `json:"cgroups" doc:"v1, hybrid or v2."`
+	Capacity    Resources      `json:"capacity" doc:"What the machine has."`
+	Allocatable Resources      `json:"allocatable" doc:"What may be promised: capacity less reserve, times overcommit."`
+	Allocated   Resources      `json:"allocated" doc:"What is promised."`
+	Engines     []EngineStatus `json:"engines"`
+	Seen        time.Time      `json:"seen"`
+	Booted      time.Time      `json:"booted"`
+	Conditions  []Condition    `json:"conditions,omitempty"`
+}
+
+// EngineStatus is what the probe of an engine found on a host.
+type EngineStatus struct {
+	Name        string   `json:"name"`
+	Model       Model    `json:"model"`
+	Available   bool     `json:"available"`
+	Reason      string   `json:"reason,omitempty" doc:"Why it is not available, or why it runs slower than it could."`
+	Version     string   `json:"version,omitempty"`
+	Accelerator string   `json:"accelerator,omitempty" doc:"kvm or tcg."`
+	Abilities   []string `json:"abilities,omitempty" doc:"What it can do besides start and stop: exec, console, pause, resize, vnc."`
+	Grants      []string `json:"grants,omitempty" doc:"Grants that it can hand over here."`
+}
+
+// Resources is an amount of everything that admission counts.
+type Resources struct {
+	Servers int      `json:"servers"`
+	CPU     MilliCPU `json:"cpu"`
+	Memory  Bytes    `json:"memory"`
+	Disk    Bytes    `json:"disk"`
+}
+
+// Tenant is a customer. Tenants form a tree.
+type Tenant struct {
+	Meta
+	Spec   TenantSpec   `json:"spec"`
+	Status TenantStatus `json:"status"`
+}
+
+type TenantSpec struct {
+	Parent string         `json:"parent,omitempty" doc:"Tenant whose quota this one's use counts against too."`
+	Quota  Quota          `json:"quota,omitzero"`
+	Grants []AllowedGrant `json:"grants,omitempty" doc:"Grants that the tenant's servers may ask for."`
+}
+
+// Quota limits what a tenant may have; a field left out is no limit.
+type Quota struct {
+	Servers  *int      `json:"servers,omitempty" minimum:"0"`
+	CPU      *MilliCPU `json:"cpu,omitempty" doc:"Sum of entitlements."`
+	Memory   *Bytes    `json:"memory,omitempty" doc:"Sum of reservations."`
+	Disk     *Bytes    `json:"disk,omitempty"`
+	Networks *int      `json:"networks,omitempty" minimum:"0"`
+	Images   *int      `json:"images,omitempty" minimum:"0"`
+}
+
+// AllowedGrant permits servers of a tenant to ask for grants of a kind.
+type AllowedGrant struct {
+	Kind   GrantKind `json:"kind" enum:"directory,device,dedicated-cpu,huge-pages,capability,nesting"`
+	Source string    `json:"source,omitempty" doc:"Only this source: a path (and what lies below it, for directories), device or capability. Empty allows none for directory, device and capability."`
+}
+
+type TenantStatus struct {
+	Used     Resources `json:"used"`
+	Networks int       `json:"networks"`
+	Images   int       `json:"images"`
+}
+
+// Event tells what happened to a resource, and why.
+type Event struct {
+	ID       string    `json:"id"`
+	Time     time.Time `json:"time"`
+	Tenant   string    `json:"tenant,omitempty"`
+	Kind     string    `json:"kind" doc:"Kind of resource: server, network, image, host, tenant."`
+	Name     string    `json:"name"`
+	ObjectID string    `json:"objectID"`
+	Reason   string    `json:"reason" doc:"Stable CamelCase word: Created, Started, Exited, …"`
+	Message  string    `json:"message,omitempty"`
+	Actor    string    `json:"actor,omitempty" doc:"Who asked; empty where the host acted by itself."`
+	Warning  bool      `json:"warning,omitempty"`
+}
+
+// Job is work done once: an image import or build.
+type Job struct {
+	Meta
+	Spec   JobSpec   `json:"spec"`
+	Status JobStatus `json:"status"`
+}
+
+type JobSpec struct {
+	Kind   string `json:"kind" enum:"image-import,image-build"`
+	Object string `json:"object" doc:"Name of the resource that the job makes."`
+	Source string `json:"source,omitempty" doc:"What it is made from."`
+}
+
+type JobStatus struct {
+	Phase    JobPhase  `json:"phase" enum:"running,done,failed"`
+	Step     string    `json:"step,omitempty"`
+	Progress int       `json:"progress" doc:"Percent."`
+	Error    string    `json:"error,omitempty"`
+	Code     Code      `json:"code,omitempty"`
+	Finished time.Time `json:"finished,omitzero"`
+}
+
+type JobPhase string
+
+const (
+	JobRunning JobPhase = "running"
+	JobDone    JobPhase = "done"
+	JobFailed  JobPhase = "failed"
+)
+
+// Usage is what a server uses now, read from its cgroup when asked.
+type Usage struct {
+	Server  string   `json:"server"`
+	Tenant  string   `json:"tenant"`
+	CPUTime Duration `json:"cpuTime" doc:"CPU time used since the server was started."`
+	CPU     MilliCPU `json:"cpu" doc:"CPU used over the last sample."`
+	Memory  Bytes    `json:"memory"`
+	PIDs    int64    `json:"pids"`
+	Read    Bytes    `json:"read"`
+	Written Bytes    `json:"written"`
+	RxBytes Bytes    `json:"rxBytes"`
+	TxBytes Bytes    `json:"txBytes"`
+}
