@@ -1,0 +1,153 @@
+package agent
+
+import (
+	"time"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/state"
+)
+
+// want is what is to become of a server on this host now.
+type want int
+
+const (
+	wantStopped want = iota
+	wantRunning
+	wantPaused
+	wantDeleted
+)
+
+// guestState is what there is of its guest.
+type guestState int
+
+const (
+	guestNone guestState = iota
+	guestRunning
+	guestPaused
+	guestEnded
+)
+
+// step is one act on the host. Each can be done again, and is, when the host was interrupted in it.
+type step int
+
+const (
+	stepPrepare  step = iota // directories, an id range
+	stepRoot                 // the volume: made, opened, seeded
+	stepPorts                // ports in their networks
+	stepCgroup               // the server's cgroup with its limits
+	stepLaunch               // the guest
+	stepPause                //
+	stepResume               //
+	stepShutdown             // ask the guest to end; end it when its time is over
+	stepRelease              // what an ended guest held
+	stepUnport               // ports away
+	stepUncgroup             // cgroup away
+	stepClose                // volume closed
+	stepClean                // whatever the engine may have left
+	stepDelete               // volume, directories
+	stepGone                 // tell the control plane
+)
+
+var stepNames = [...]string{"prepare", "root", "ports", "cgroup", "launch", "pause", "resume", "shutdown", "release",
+	"detach ports", "remove cgroup", "close volume", "clean up", "delete volume", "finish deletion"}
+
+func (s step) String() string { return stepNames[s] }
+
+// stages are steps in order; the steps of one stage do not depend on each other and are done at the same time.
+type stages [][]step
+
+// plan tells the way from what there is to what is wanted. It ends early where the guest must do something first (end,
+// after a shutdown): the next plan goes on from there.
+func plan(w want, g guestState, recorded bool) stages {
+	parts := stages{{stepUnport, stepClose}, {stepClean}, {stepUncgroup}}
+	switch w {
+	case wantRunning, wantPaused:
+		switch {
+		case g == guestEnded:
+			return append(stages{{stepRelease}}, parts...)
+		case g == guestNone:
+			return stages{{stepPrepare}, {stepRoot, stepPorts, stepCgroup}, {stepLaunch}}
+		case g == guestRunning && w == wantPaused:
+			return stages{{stepPause}}
+		case g == guestPaused && w == wantRunning:
+			return stages{{stepResume}}
+		}
+		return nil
+	case wantStopped, wantDeleted:
+		switch g {
+		case guestRunning, guestPaused:
+			return stages{{stepShutdown}}
+		case guestEnded:
+			parts = append(stages{{stepRelease}}, parts...)
+		}
+		if w == wantDeleted {
+			parts = append(parts, []step{stepDelete})
+			if recorded {
+				parts = append(parts, []step{stepGone})
+			}
+		}
+		return parts
+	}
+	return nil
+}
+
+// acknowledge takes note of what was asked since: a start lifts a hold, a restart is done once there is no guest.
+func acknowledge(rec *state.Server, l *local, g guestState) {
+	if rec == nil {
+		return
+	}
+	if rec.Intent.Start > l.StartSeen {
+		l.StartSeen = rec.Intent.Start
+		l.lift()
+	}
+	if rec.Intent.Restart > l.Restarted && g == guestNone {
+		l.Restarted = rec.Intent.Restart
+		l.lift()
+	}
+}
+
+// decide tells what is wanted now, and after how long to decide again (zero: when something changes).
+func decide(rec *state.Server, l *local, g guestState, now time.Time) (want, time.Duration) {
+	if rec == nil || !rec.Intent.Delete.IsZero() {
+		return wantDeleted, 0
+	}
+	alive := g == guestRunning || g == guestPaused
+	switch {
+	case rec.Intent.Restart > l.Restarted && alive:
+		return wantStopped, 0
+	case rec.Spec.State == api.StateStopped:
+		return wantStopped, 0
+	case !alive && l.Held:
+		return wantStopped, 0
+	case !alive && l.NextStart.After(now):
+		return wantStopped, l.NextStart.Sub(now)
+	case rec.Spec.State == api.StatePaused:
+		return wantPaused, 0
+	}
+	return wantRunning, 0
+}
+
+// phase names where the server stands.
+func phase(w want, l *local, g guestState) api.Phase {
+	switch {
+	case w == wantDeleted:
+		return api.PhaseDeleting
+	case g == guestPaused:
+		if w == wantStopped {
+			return api.PhaseStopping
+		}
+		return api.PhasePaused
+	case g == guestRunning:
+		if w == wantStopped {
+			return api.PhaseStopping
+		}
+		return api.PhaseRunning
+	case w == wantStopped && l.Held && l.Failure != "":
+		return api.PhaseFailed
+	case w == wantStopped && !l.NextStart.IsZero():
+		return api.PhaseBackoff
+	case w == wantStopped:
+		return api.PhaseStopped
+	}
+	return api.PhaseStarting
+}
