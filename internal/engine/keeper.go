@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -25,3 +26,9 @@ type Keeper interface {
 	// Forget removes what is remembered of an ended process. Unknown IDs are no error.
 	Forget(ctx context.Context, id string) error
 }
+
+// ConsoleLog is the path of the log that the keeper keeps of a guest's console; the same for every engine.
+func ConsoleLog(m *Machine) string { return filepath.Join(m.Dir, "console.log") }
+
+// ConsoleLogLimit is the greatest size of a console log, in bytes, before it is rotated.
+const ConsoleLogLimit = 1 << 20
