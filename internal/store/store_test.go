@@ -1,0 +1,130 @@
+package store_test
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/embed"
+
+	"github.com/croftproject/croft/internal/store"
+	"github.com/croftproject/croft/internal/store/storetest"
+)
+
+func open(t testing.TB, o store.Options) *store.Etcd {
+	t.Helper()
+	s, err := store.Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func TestEmbedded(t *testing.T) {
+	storetest.Run(t, func(t *testing.T) store.Store { return open(t, store.Options{Dir: t.TempDir()}) })
+}
+
+func TestCluster(t *testing.T) {
+	dir, err := os.MkdirTemp("/tmp", "c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	cfg := embed.NewConfig()
+	cfg.Dir, cfg.LogLevel = filepath.Join(dir, "d"), "fatal"
+	client, peer := url.URL{Scheme: "unix", Path: dir + "/c:1"}, url.URL{Scheme: "unix", Path: dir + "/p:1"}
+	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
+	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	cfg.MaxTxnOps = 1024
+	cfg.MaxRequestBytes = 4 << 20
+	cluster, err := embed.StartEtcd(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	<-cluster.Server.ReadyNotify()
+	n := 0
+	storetest.Run(t, func(t *testing.T) store.Store {
+		n++
+		return open(t, store.Options{Endpoints: []string{client.String()}, Prefix: fmt.Sprintf("test%d/", n)})
+	})
+}
+
+func TestReopen(t *testing.T) {
+	dir := t.TempDir()
+	begun := time.Now()
+	s := open(t, store.Options{Dir: dir})
+	t.Logf("new store ready in %v", time.Since(begun))
+	revision, err := s.Commit(t.Context(), store.Tx{Puts: []store.Put{{Key: "k", Value: []byte("v")}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Open(t.Context(), store.Options{Dir: dir}); err == nil {
+		t.Fatal("the same store was opened twice")
+	}
+	s.Close()
+	begun = time.Now()
+	s = open(t, store.Options{Dir: dir})
+	t.Logf("old store ready in %v", time.Since(begun))
+	if r, err := s.Get(t.Context(), "k"); err != nil || r.Revision != revision {
+		t.Fatalf("%+v, %v", r, err)
+	}
+}
+
+func TestFullDisk(t *testing.T) {
+	s := open(t, store.Options{Dir: t.TempDir(), MinFree: math.MaxInt64})
+	_, err := s.Commit(t.Context(), store.Tx{Puts: []store.Put{{Key: "k", Value: []byte("v")}}})
+	if !errors.Is(err, store.ErrUnavailable) {
+		t.Fatalf("%v, want ErrUnavailable", err)
+	}
+	if _, _, err := s.List(t.Context(), ""); err != nil {
+		t.Fatalf("reads go on: %v", err)
+	}
+}
+
+func TestClosed(t *testing.T) {
+	s := open(t, store.Options{Dir: t.TempDir(), Timeout: time.Second})
+	ch := s.Watch(t.Context(), "", 1)
+	s.Close()
+	if _, err := s.Commit(t.Context(), store.Tx{Puts: []store.Put{{Key: "k"}}}); err == nil {
+		t.Error("a closed store took a write")
+	}
+	for range ch { // ends
+	}
+}
+
+func BenchmarkCommitSerial(b *testing.B) {
+	s := open(b, store.Options{Dir: b.TempDir()})
+	value := make([]byte, 2048)
+	for i := 0; b.Loop(); i++ {
+		if _, err := s.Commit(b.Context(), store.Tx{Puts: []store.Put{{Key: fmt.Sprintf("k/%d", i%1000), Value: value}}}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkCommitParallel(b *testing.B) {
+	s := open(b, store.Options{Dir: b.TempDir()})
+	value := make([]byte, 2048)
+	var wg sync.WaitGroup
+	each := b.N/16 + 1
+	b.ResetTimer()
+	for w := range 16 {
+		wg.Go(func() {
+			for i := range each {
+				if _, err := s.Commit(b.Context(), store.Tx{Puts: []store.Put{{Key: fmt.Sprintf("k/%d/%d", w, i%100), Value: value}}}); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
