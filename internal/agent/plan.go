@@ -59,7 +59,7 @@ type stages [][]step
 // plan tells the way from what there is to what is wanted. It ends early where the guest must do something first (end,
 // after a shutdown): the next plan goes on from there.
 func plan(w want, g guestState, recorded bool) stages {
-	parts := stages{{stepUnport, stepClose}, {stepClean}, {stepUncgroup}}
+	parts := stages{{stepClean}, {stepUnport, stepClose, stepUncgroup}}
 	switch w {
 	case wantRunning, wantPaused:
 		switch {
@@ -91,19 +91,23 @@ func plan(w want, g guestState, recorded bool) stages {
 	return nil
 }
 
-// acknowledge takes note of what was asked since: a start lifts a hold, a restart is done once there is no guest.
-func acknowledge(rec *state.Server, l *local, g guestState) {
+// acknowledge takes note of what was asked since: a start lifts a hold, a restart is done once there is no guest. It
+// tells whether that changed anything.
+func acknowledge(rec *state.Server, l *local, g guestState) (changed bool) {
 	if rec == nil {
-		return
+		return false
 	}
 	if rec.Intent.Start > l.StartSeen {
 		l.StartSeen = rec.Intent.Start
 		l.lift()
+		changed = true
 	}
 	if rec.Intent.Restart > l.Restarted && g == guestNone {
 		l.Restarted = rec.Intent.Restart
 		l.lift()
+		changed = true
 	}
+	return changed
 }
 
 // decide tells what is wanted now, and after how long to decide again (zero: when something changes).

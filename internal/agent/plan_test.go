@@ -12,7 +12,7 @@ import (
 
 func TestPlan(t *testing.T) {
 	start := stages{{stepPrepare}, {stepRoot, stepPorts, stepCgroup}, {stepLaunch}}
-	parts := stages{{stepUnport, stepClose}, {stepClean}, {stepUncgroup}}
+	parts := stages{{stepClean}, {stepUnport, stepClose, stepUncgroup}}
 	after := append(stages{{stepRelease}}, parts...)
 	deletion := stages{{stepDelete}, {stepGone}}
 	for _, c := range []struct {

@@ -47,15 +47,16 @@ type Server struct {
 	Intent Intent         `json:"intent"`
 
 	// What admission decided and promised, in the transaction that wrote the spec.
-	HostID   string        `json:"hostID"`
-	Host     string        `json:"host"` // its name
-	Engine   string        `json:"engine"`
-	Reserved api.Resources `json:"reserved"` // Memory with Overhead
-	Overhead api.Bytes     `json:"overhead"`
-	CPUs     []int         `json:"cpus,omitempty"` // dedicated host CPUs
-	ImageID  string        `json:"imageID"`
-	Digest   string        `json:"digest"`
-	Ports    []Port        `json:"ports,omitempty"`
+	HostID      string        `json:"hostID"`
+	Host        string        `json:"host"` // its name
+	Engine      string        `json:"engine"`
+	Reserved    api.Resources `json:"reserved"` // Memory with Overhead
+	Overhead    api.Bytes     `json:"overhead"`
+	CPUs        []int         `json:"cpus,omitempty"` // dedicated host CPUs
+	ImageID     string        `json:"imageID"`
+	Digest      string        `json:"digest"`
+	CDROMDigest string        `json:"cdromDigest,omitempty"` // content of spec.cdrom
+	Ports       []Port        `json:"ports,omitempty"`
 }
 
 // Port of a server, as admitted.

@@ -1,0 +1,127 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"hash/fnv"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/croftproject/croft/internal/engine"
+	"github.com/croftproject/croft/internal/image"
+	"github.com/croftproject/croft/internal/pool"
+	"github.com/croftproject/croft/internal/seed"
+	"github.com/croftproject/croft/internal/state"
+)
+
+// Ranges of host ids are 65536 ids each, well above those of the host's own users (login.defs(5), SUB_UID_MIN).
+const (
+	idRange   = 65536
+	firstBase = 16 * idRange
+	lastBase  = 60000 * idRange
+)
+
+// prepare makes the server's directories and gives it an id range of its own.
+func (a *Agent) prepare(m *machine, rec *state.Server) error {
+	m.torn = false
+	if err := os.MkdirAll(m.run, 0o711); err != nil {
+		return err
+	}
+	return m.update(func(l *local) {
+		l.Engine = rec.Engine
+		if l.IDBase == 0 {
+			l.IDBase = a.takeBase(m.id)
+		}
+	})
+}
+
+// takeBase picks the id range of a server: where its id hashes to, or the next free one.
+func (a *Agent) takeBase(id string) uint32 {
+	h := fnv.New32a()
+	h.Write([]byte(id))
+	const slots = (lastBase - firstBase) / idRange
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for slot := h.Sum32() % slots; ; slot = (slot + 1) % slots {
+		base := uint32(firstBase + slot*idRange)
+		if a.bases[base] == "" {
+			a.bases[base] = id
+			return base
+		}
+	}
+}
+
+// volume describes the root volume of a server.
+func (a *Agent) volume(m *machine, rec *state.Server, e engine.Engine, c image.Content) (pool.Spec, error) {
+	s := pool.Spec{ID: m.id, Size: rec.Spec.Disk.Size, Owner: m.remembered().IDBase, Size32: idRange}
+	switch e.Traits().Root {
+	case engine.RootTree:
+		s.Kind, s.Base = pool.Tree, c.Tree
+	case engine.RootFS:
+		s.Kind, s.Base, s.Format, s.BaseFormat = pool.File, c.RootFS, "raw", "raw"
+	case engine.RootDisk:
+		s.Kind, s.Base, s.Format, s.BaseFormat = pool.File, c.Disk, "qcow2", c.DiskFormat
+		if c.Disk == "" && c.ISO != "" { // an empty disk, for the installer on the image's CD-ROM
+			s.Format, s.BaseFormat = "raw", ""
+			return s, nil
+		}
+	}
+	if s.Base == "" {
+		return s, fmt.Errorf("%w: it has no root for engine %s", image.ErrBad, e.Traits().Name)
+	}
+	return s, nil
+}
+
+// makeRoot makes and opens the server's volume, and puts the first-boot configuration where the guest looks for it.
+func (a *Agent) makeRoot(ctx context.Context, m *machine, rec *state.Server) error {
+	content, err := a.Images.Get(ctx, rec.Digest)
+	if err != nil {
+		return fmt.Errorf("image %s: %w", rec.Spec.Image, err)
+	}
+	e := a.engines[rec.Engine]
+	spec, err := a.volume(m, rec, e, content)
+	if err != nil {
+		return err
+	}
+	if err := a.Pool.Create(ctx, spec); err != nil {
+		return fmt.Errorf("make the root volume: %w", err)
+	}
+	opened, err := a.Pool.Open(ctx, spec)
+	if err != nil {
+		return fmt.Errorf("open the root volume: %w", err)
+	}
+	if content.App != nil {
+		return nil
+	}
+	s := seed.Render(rec.Meta, rec.Spec.Guest)
+	if e.Traits().Seed {
+		if !content.CloudInit {
+			return nil
+		}
+		return s.WriteISO(m.seedPath(), int(spec.Owner))
+	}
+	if spec.Kind == pool.Tree {
+		return s.WriteTree(opened.Path, int(spec.Owner), content.CloudInit)
+	}
+	return nil
+}
+
+func (m *machine) seedPath() string    { return filepath.Join(m.dir, "seed.iso") }
+func (m *machine) ConsolePath() string { return filepath.Join(m.dir, "console.log") }
+
+// hardwareAddr parses a MAC that admission has checked.
+func hardwareAddr(s string) net.HardwareAddr {
+	mac, _ := net.ParseMAC(s)
+	return mac
+}
+
+func prefixOf(p state.Port) netip.Prefix { return netip.PrefixFrom(p.Address, p.Bits) }
+
+// portGuest is the name of the i-th port's device in the guest.
+func portGuest(i int) string { return fmt.Sprintf("eth%d", i) }
+
+// label makes a DNS label of a server's name, which is one already.
+func label(name string) string { return strings.ToLower(name) }

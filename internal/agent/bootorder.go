@@ -1,0 +1,139 @@
+package agent
+
+import (
+	"context"
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/state"
+)
+
+// orderWait is how long the servers of one order hold up those of the next, while they start.
+const orderWait = time.Minute
+
+// bootOrder lets the servers that start after a host reboot start in their order: the next order begins when every server
+// of the one before is up, has failed, or has taken too long.
+type bootOrder struct {
+	wake func(id string)
+
+	mu    sync.Mutex
+	order map[string]int
+	due   []int // orders, ascending; due[0] is starting
+	until time.Time
+}
+
+func newBootOrder(wake func(id string)) *bootOrder {
+	return &bootOrder{wake: wake, order: map[string]int{}}
+}
+
+// add puts a server in the queue; before the loop runs.
+func (b *bootOrder) add(id string, order int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.order[id] = order
+	b.arrange()
+}
+
+// arrange rebuilds due; b.mu is held.
+func (b *bootOrder) arrange() {
+	set := map[int]bool{}
+	for _, o := range b.order {
+		set[o] = true
+	}
+	b.due = b.due[:0]
+	for o := range set {
+		b.due = append(b.due, o)
+	}
+	sort.Ints(b.due)
+}
+
+// wait tells how long a server has to wait at most before it starts; zero: it may start.
+func (b *bootOrder) wait(id string, now time.Time) time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	o, queued := b.order[id]
+	if !queued || len(b.due) == 0 || o <= b.due[0] {
+		if queued && b.until.IsZero() {
+			b.until = now.Add(orderWait)
+		}
+		return 0
+	}
+	if b.until.IsZero() {
+		b.until = now.Add(orderWait)
+	}
+	if left := b.until.Sub(now); left > 0 {
+		return left
+	}
+	// The order before has had its time.
+	for other, order := range b.order {
+		if order == b.due[0] {
+			delete(b.order, other)
+		}
+	}
+	b.next()
+	if len(b.due) == 0 || o <= b.due[0] {
+		return 0
+	}
+	return orderWait
+}
+
+// done says that a server is up, or will not be.
+func (b *bootOrder) done(id string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, queued := b.order[id]; !queued {
+		return
+	}
+	first := b.due[0]
+	delete(b.order, id)
+	b.arrange()
+	if len(b.due) > 0 && b.due[0] > first {
+		b.next()
+	}
+}
+
+// next lets the following order begin; b.mu is held.
+func (b *bootOrder) next() {
+	b.arrange()
+	b.until = time.Time{}
+	if len(b.due) == 0 {
+		return
+	}
+	for id, o := range b.order {
+		if o == b.due[0] {
+			b.wake(id)
+		}
+	}
+}
+
+// afterReboot decides about a server that has no guest when the daemon comes up: whether its host was rebooted meanwhile,
+// and what its autostart says to that.
+func (a *Agent) afterReboot(ctx context.Context, m *machine, rec *state.Server) {
+	l := m.remembered()
+	if l.BootID == "" || l.BootID == a.BootID {
+		return
+	}
+	err := m.update(func(l *local) {
+		l.BootID, l.Handle, l.InRow, l.NextStart = "", nil, 0, time.Time{}
+		l.Exit = &api.Exit{Code: -1, Reason: exitLost, Time: a.Now()}
+		if rec.Spec.Autostart.Policy == api.AutostartNever {
+			l.Held, l.Failure = true, ""
+		}
+	})
+	if err != nil {
+		a.Logger.Error("take note of a host reboot", "server", m.id, "error", err)
+	}
+	switch {
+	case rec.Spec.Autostart.Policy == api.AutostartNever:
+		return
+	case rec.Spec.Autostart.Policy == api.AutostartAlways && rec.Spec.State == api.StateStopped:
+		if err := a.Control.Started(ctx, m.id); err != nil {
+			a.Logger.Error("autostart a stopped server", "server", m.id, "error", err)
+		}
+	}
+	if rec.Spec.State != api.StateStopped || rec.Spec.Autostart.Policy == api.AutostartAlways {
+		a.boot.add(m.id, rec.Spec.Autostart.Order)
+	}
+}

@@ -1,0 +1,337 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"sort"
+	"strings"
+	"sync"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/engine"
+	"github.com/croftproject/croft/internal/hostnet"
+	"github.com/croftproject/croft/internal/state"
+	"github.com/croftproject/croft/internal/store"
+)
+
+// networks keeps what the networks of this host are to be: their records, the names in them, and the ports of servers
+// here. A network exists on the host while a server here has a port in it.
+type networks struct {
+	a  *Agent
+	mu sync.Mutex
+	by map[string]*network
+}
+
+type network struct {
+	spec  *api.Network              // nil until its record was seen
+	names map[string]hostnet.Record // by server id
+	ports map[string]hostnet.Port   // by port id
+	made  bool                      // it is, or may be, on the host
+
+	wanted  int           // version of what is wanted
+	applied int           // version that Set was last called with, successfully
+	setting chan struct{} // closed when the Set under way ends; nil: none is
+	err     error
+}
+
+func newNetworks(a *Agent) *networks { return &networks{a: a, by: map[string]*network{}} }
+
+// of finds or makes a network; n.mu is held.
+func (n *networks) of(id string) *network {
+	if n.by[id] == nil {
+		n.by[id] = &network{names: map[string]hostnet.Record{}, ports: map[string]hostnet.Port{}}
+	}
+	return n.by[id]
+}
+
+// record takes a network's record in.
+func (n *networks) record(ctx context.Context, e store.Event) {
+	id := strings.TrimPrefix(e.Key, state.Networks)
+	if e.Deleted {
+		n.a.watchers.Go(func() { n.drop(ctx, id) })
+		return
+	}
+	rec := &api.Network{}
+	if err := json.Unmarshal(e.Value, rec); err != nil {
+		n.a.Logger.Error("record of a network is damaged; it is left as it is", "network", id, "error", err)
+		return
+	}
+	n.mu.Lock()
+	net := n.of(id)
+	net.spec = rec
+	net.wanted++
+	made := net.made
+	n.mu.Unlock()
+	if made {
+		n.a.watchers.Go(func() { n.try(ctx, id) })
+	}
+}
+
+// listed removes networks that have no record any more.
+func (n *networks) listed(ctx context.Context, records map[string]bool) {
+	there, err := n.a.Net.List(ctx)
+	if err != nil {
+		n.a.Logger.Error("list networks of the host", "error", err)
+		return
+	}
+	for _, id := range there {
+		if !records[id] {
+			n.drop(ctx, id)
+		}
+	}
+}
+
+// drop takes a network off the host when no port of it is left here.
+func (n *networks) drop(ctx context.Context, id string) {
+	n.mu.Lock()
+	net := n.of(id)
+	net.spec = nil
+	if len(net.ports) > 0 {
+		n.mu.Unlock()
+		return
+	}
+	n.mu.Unlock()
+	if err := n.a.Net.Remove(ctx, id); err != nil {
+		n.a.Logger.Error("remove a network", "network", id, "error", err)
+		return
+	}
+	n.mu.Lock()
+	if net.spec == nil && len(net.ports) == 0 {
+		delete(n.by, id)
+	}
+	n.mu.Unlock()
+}
+
+// names keeps the names of servers in their networks, wherever they run.
+func (n *networks) names(serverID string, before, after *state.Server) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if before != nil {
+		for _, p := range before.Ports {
+			if net := n.by[p.NetworkID]; net != nil {
+				delete(net.names, serverID)
+				net.wanted++
+			}
+		}
+	}
+	if after != nil {
+		for _, p := range after.Ports {
+			net := n.of(p.NetworkID)
+			net.names[serverID] = hostnet.Record{Name: label(after.Meta.Name), Addr: p.Address}
+			net.wanted++
+		}
+	}
+}
+
+// port describes the i-th port of a server, and its network.
+func (n *networks) port(serverID string, rec *state.Server, i int, kind engine.NICKind) (hostnet.Port, hostnet.Network, error) {
+	p := rec.Ports[i]
+	config, ok := n.wanted(p.NetworkID)
+	if !ok {
+		return hostnet.Port{}, config, fmt.Errorf("network %s is not known here yet", p.Network)
+	}
+	port := hostnet.Port{
+		ID: p.ID, Guest: portGuest(i), Name: label(rec.Meta.Name), MAC: hardwareAddr(p.MAC),
+		Addrs: []netip.Prefix{prefixOf(p)}, Server: serverID, Kind: hostnet.Namespace,
+	}
+	if kind == engine.NICTap {
+		port.Kind = hostnet.Tap
+	}
+	return port, config, nil
+}
+
+// wanted is what a network is to be; false where its record was not seen.
+func (n *networks) wanted(id string) (hostnet.Network, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	net := n.by[id]
+	if net == nil || net.spec == nil {
+		return hostnet.Network{}, false
+	}
+	return net.config(id), true
+}
+
+// config describes the network to the host; networks.mu is held.
+func (net *network) config(id string) hostnet.Network {
+	s := net.spec.Spec
+	out := hostnet.Network{ID: id, MTU: s.MTU, NAT: s.NAT == nil || *s.NAT, Domain: s.DNS.Domain, Forwarders: s.DNS.Forwarders}
+	for _, sub := range s.Subnets {
+		out.Subnets = append(out.Subnets, hostnet.Subnet{Prefix: sub.Prefix, Gateway: sub.Gateway})
+	}
+	for _, r := range net.names {
+		out.Records = append(out.Records, r)
+	}
+	for _, p := range net.ports {
+		out.Ports = append(out.Ports, p)
+	}
+	sort.Slice(out.Records, func(i, j int) bool { return out.Records[i].Name < out.Records[j].Name })
+	sort.Slice(out.Ports, func(i, j int) bool { return out.Ports[i].ID < out.Ports[j].ID })
+	return out
+}
+
+// set brings the host up to what is wanted of a network now. Callers that come while a Set is under way share the next.
+func (n *networks) set(ctx context.Context, id string) error {
+	n.mu.Lock()
+	net := n.of(id)
+	want := net.wanted
+	for {
+		if net.applied >= want {
+			n.mu.Unlock()
+			return nil
+		}
+		if net.setting == nil {
+			break
+		}
+		under := net.setting
+		n.mu.Unlock()
+		select {
+		case <-under:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		n.mu.Lock()
+	}
+	if net.spec == nil {
+		n.mu.Unlock()
+		return fmt.Errorf("network %s is not known here yet", id)
+	}
+	version, done := net.wanted, make(chan struct{})
+	net.setting, net.made = done, true
+	config := net.config(id)
+	n.mu.Unlock()
+
+	err := n.a.Net.Set(ctx, config)
+
+	n.mu.Lock()
+	if err == nil {
+		net.applied = max(net.applied, version)
+	}
+	net.setting = nil
+	n.mu.Unlock()
+	close(done)
+	return err
+}
+
+// try sets a network whose change nobody waits for.
+func (n *networks) try(ctx context.Context, id string) {
+	if err := n.set(ctx, id); err != nil && ctx.Err() == nil {
+		n.a.Logger.Error("change a network", "network", id, "error", err)
+	}
+}
+
+// attachPorts makes the ports of a server.
+func (a *Agent) attachPorts(ctx context.Context, m *machine, rec *state.Server) error {
+	kind := a.engines[rec.Engine].Traits().NIC
+	var kept []localPort
+	for i, p := range rec.Ports {
+		port, _, err := a.nets.port(m.id, rec, i, kind)
+		if err != nil {
+			return err
+		}
+		a.nets.mu.Lock()
+		net := a.nets.of(p.NetworkID)
+		net.ports[p.ID] = port
+		net.wanted++
+		a.nets.mu.Unlock()
+		kept = append(kept, localPort{Network: p.NetworkID, ID: p.ID})
+	}
+	if err := m.update(func(l *local) { l.Ports = kept }); err != nil {
+		return err
+	}
+	for _, p := range kept {
+		if err := a.nets.set(ctx, p.Network); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// detachPorts removes the ports that the server may have.
+func (a *Agent) detachPorts(ctx context.Context, m *machine) error {
+	for _, p := range m.remembered().Ports {
+		a.nets.mu.Lock()
+		net := a.nets.of(p.Network)
+		delete(net.ports, p.ID)
+		net.wanted++
+		last := len(net.ports) == 0
+		known := net.spec != nil
+		a.nets.mu.Unlock()
+		if known && !last {
+			if err := a.nets.set(ctx, p.Network); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := a.nets.leave(ctx, p.Network); err != nil {
+			return err
+		}
+	}
+	return m.update(func(l *local) { l.Ports = nil })
+}
+
+// leave takes a network off the host if no server here has a port in it.
+func (n *networks) leave(ctx context.Context, id string) error {
+	n.mu.Lock()
+	net := n.of(id)
+	for net.setting != nil {
+		under := net.setting
+		n.mu.Unlock()
+		<-under
+		n.mu.Lock()
+	}
+	if len(net.ports) > 0 {
+		n.mu.Unlock()
+		return n.set(ctx, id)
+	}
+	done := make(chan struct{})
+	net.setting = done
+	n.mu.Unlock()
+
+	err := n.a.Net.Remove(ctx, id)
+
+	n.mu.Lock()
+	net.setting = nil
+	if err == nil {
+		net.made, net.applied = false, 0
+		net.wanted++
+	}
+	n.mu.Unlock()
+	close(done)
+	return err
+}
+
+// adopt takes the ports of a guest in that outlived the daemon, without making them.
+func (n *networks) adopt(serverID string, rec *state.Server, kind engine.NICKind) {
+	for i, p := range rec.Ports {
+		port := hostnet.Port{
+			ID: p.ID, Guest: portGuest(i), Name: label(rec.Meta.Name), MAC: hardwareAddr(p.MAC),
+			Addrs: []netip.Prefix{prefixOf(p)}, Server: serverID, Kind: hostnet.Namespace,
+		}
+		if kind == engine.NICTap {
+			port.Kind = hostnet.Tap
+		}
+		n.mu.Lock()
+		net := n.of(p.NetworkID)
+		net.ports[p.ID], net.made = port, true
+		net.wanted++
+		n.mu.Unlock()
+	}
+}
+
+// adopted brings the networks of adopted guests up to date, services included, and removes the others: their servers
+// are not running.
+func (n *networks) adopted(ctx context.Context) {
+	n.mu.Lock()
+	var ids []string
+	for id, net := range n.by {
+		if net.made && net.spec != nil {
+			ids = append(ids, id)
+		}
+	}
+	n.mu.Unlock()
+	for _, id := range ids {
+		n.a.watchers.Go(func() { n.try(ctx, id) })
+	}
+}

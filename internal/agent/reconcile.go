@@ -1,0 +1,262 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/engine"
+	"github.com/croftproject/croft/internal/image"
+	"github.com/croftproject/croft/internal/pool"
+	"github.com/croftproject/croft/internal/state"
+)
+
+// reconcile brings one server closer to what is wanted.
+func (a *Agent) reconcile(ctx context.Context, id string) (time.Duration, error) {
+	rec, revision := a.record(id)
+	m, err := a.machineOf(id)
+	if err != nil {
+		return 0, err
+	}
+	if m.state() == guestEnded {
+		if err := a.noteEnd(ctx, m, rec); err != nil {
+			return 0, err
+		}
+	}
+	g := m.state()
+	l := m.remembered()
+	if acknowledge(rec, &l, g) {
+		if err := m.update(func(kept *local) { acknowledge(rec, kept, g) }); err != nil {
+			return 0, err
+		}
+	}
+	w, again := decide(rec, &l, g, a.Now())
+	if w == wantRunning || w == wantPaused {
+		if wait := a.boot.wait(id, a.Now()); wait > 0 && g == guestNone {
+			return wait, nil
+		}
+	} else {
+		a.boot.done(id)
+	}
+	if g == guestNone && w == wantStopped && m.torn {
+		a.report(m, rec, revision, w)
+		return again, nil
+	}
+	a.report(m, rec, revision, w)
+	if wait, err := a.do(ctx, m, rec, plan(w, g, rec != nil)); err != nil {
+		return a.failed(ctx, m, rec, revision, w, err)
+	} else if wait > 0 {
+		return wait, nil
+	}
+	m.torn = m.state() == guestNone && (w == wantStopped || w == wantDeleted || g == guestEnded)
+	if w == wantDeleted {
+		if m.state() == guestNone {
+			a.forget(m)
+		}
+		return 0, nil
+	}
+	now := m.state()
+	if now == guestRunning || now == guestPaused {
+		a.boot.done(id)
+		if err := a.resize(ctx, m, rec); err != nil {
+			return 0, err
+		}
+	}
+	if w == wantPaused && now == guestRunning || now == guestEnded || g == guestEnded {
+		a.loop.Wake(id) // a next plan goes on
+	}
+	a.report(m, rec, revision, w)
+	return again, nil
+}
+
+// do carries out a plan. A wait of more than zero says that the guest must do something first.
+func (a *Agent) do(ctx context.Context, m *machine, rec *state.Server, p stages) (wait time.Duration, err error) {
+	for _, stage := range p {
+		waits := make([]time.Duration, len(stage))
+		errs := make([]error, len(stage))
+		each(len(stage), func(i int) {
+			waits[i], errs[i] = a.step(ctx, m, rec, stage[i])
+		})
+		if err := errors.Join(errs...); err != nil {
+			return 0, err
+		}
+		for _, w := range waits {
+			wait = max(wait, w)
+		}
+		if wait > 0 {
+			return wait, nil
+		}
+	}
+	return 0, nil
+}
+
+// step does one step, measured, and failed where a test asks for it.
+func (a *Agent) step(ctx context.Context, m *machine, rec *state.Server, s step) (wait time.Duration, err error) {
+	began := a.Now()
+	defer func() {
+		a.metrics.step(s, a.Now().Sub(began), err)
+		if err != nil {
+			err = fmt.Errorf("%s: %w", s, err)
+		}
+	}()
+	if a.Fault != nil {
+		if err := a.Fault(m.id, s.String()); err != nil {
+			return 0, err
+		}
+	}
+	switch s {
+	case stepPrepare:
+		return 0, a.prepare(m, rec)
+	case stepRoot:
+		return 0, a.makeRoot(ctx, m, rec)
+	case stepPorts:
+		return 0, a.attachPorts(ctx, m, rec)
+	case stepCgroup:
+		return 0, a.divider.admit(m.id, rec, a.engines[rec.Engine])
+	case stepLaunch:
+		return 0, a.launch(ctx, m, rec)
+	case stepPause:
+		return 0, a.pause(ctx, m, true)
+	case stepResume:
+		return 0, a.pause(ctx, m, false)
+	case stepShutdown:
+		return a.shutdown(ctx, m, rec)
+	case stepRelease:
+		return 0, a.release(ctx, m)
+	case stepUnport:
+		return 0, a.detachPorts(ctx, m)
+	case stepUncgroup:
+		return 0, a.removeCgroup(ctx, m)
+	case stepClose:
+		return 0, a.Pool.Close(ctx, m.id)
+	case stepClean:
+		return 0, a.clean(ctx, m, rec)
+	case stepDelete:
+		return 0, a.delete(ctx, m)
+	case stepGone:
+		return 0, a.Control.Gone(ctx, m.id)
+	}
+	return 0, fmt.Errorf("unknown step %d", s)
+}
+
+// failed decides what follows from a plan that failed. A start that failed is undone as far as its volume, and tried
+// again with growing delays; one that can't succeed as it is asked for is held.
+func (a *Agent) failed(ctx context.Context, m *machine, rec *state.Server, revision int64, w want, cause error) (time.Duration, error) {
+	if ctx.Err() != nil {
+		return 0, ctx.Err() // the daemon ends; the next one goes on from here
+	}
+	if w != wantRunning && w != wantPaused || m.state() != guestNone {
+		a.report(m, rec, revision, w)
+		return 0, cause
+	}
+	a.metrics.failure(m.id)
+	if _, err := a.do(ctx, m, rec, plan(wantStopped, guestNone, true)); err != nil {
+		a.Logger.Error("undo a start that failed", "server", m.id, "error", err)
+	} else {
+		m.torn = true
+	}
+	hopeless := errors.Is(cause, engine.ErrUnsupported) || errors.Is(cause, image.ErrBad)
+	var delay time.Duration
+	err := m.update(func(l *local) {
+		l.Failure = explain(cause)
+		if l.Held = hopeless || l.InRow > 0 && rec.Spec.Restart.MaxRetries > 0 && l.InRow >= rec.Spec.Restart.MaxRetries; l.Held {
+			return
+		}
+		delay = backoff(l.InRow)
+		l.NextStart = a.Now().Add(delay)
+		l.InRow++
+	})
+	if err != nil {
+		return 0, errors.Join(cause, err)
+	}
+	a.boot.done(m.id)
+	a.Logger.Error("server did not start", "server", m.id, "name", rec.Meta.Name, "tenant", rec.Meta.Tenant, "error", cause, "again", delay)
+	a.event(rec, "StartFailed", explain(cause), true)
+	a.report(m, rec, revision, wantStopped)
+	return delay, nil
+}
+
+// explain adds what to do to an error whose cause is known.
+func explain(err error) string {
+	if errors.Is(err, pool.ErrFull) {
+		return err.Error() + ": free some space, or move servers to another host"
+	}
+	return err.Error()
+}
+
+// noteEnd takes note of the end of a guest, and decides whether and when it is started again.
+func (a *Agent) noteEnd(ctx context.Context, m *machine, rec *state.Server) error {
+	g, _ := m.guestOf()
+	exit := g.Exit()
+	asked := !m.stopAt.IsZero() || rec == nil || !rec.Intent.Delete.IsZero()
+	if asked && exit.Reason != exitOOM {
+		exit.Reason = exitAsked
+	}
+	l := m.remembered()
+	if l.Exit != nil && l.Exit.Time.Equal(exit.Time) {
+		return nil // noted already
+	}
+	m.stopAt = time.Time{}
+	v := verdict{}
+	if !asked {
+		v = afterExit(rec.Spec.Restart, exit, exit.Time.Sub(l.Started), l.InRow)
+	}
+	err := m.update(func(l *local) {
+		l.Exit, l.InRow, l.NextStart, l.Failure = &exit, v.InRow, time.Time{}, ""
+		switch {
+		case asked:
+		case v.Restart:
+			if v.Delay > 0 {
+				l.NextStart = a.Now().Add(v.Delay)
+				l.Failure = ended(exit)
+			}
+		default:
+			l.Held = true
+			if exit.Code != 0 || exit.Reason == exitLost {
+				l.Failure = ended(exit)
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	a.Logger.Info("guest ended", "server", m.id, "code", exit.Code, "reason", exit.Reason, "restart", v.Restart, "delay", v.Delay)
+	a.event(rec, "Exited", ended(exit), !asked && exit.Code != 0)
+	return nil
+}
+
+func ended(e api.Exit) string {
+	switch e.Reason {
+	case exitAsked:
+		return "stopped as asked"
+	case "poweroff":
+		return "the guest powered itself off"
+	case exitReboot:
+		return "the guest rebooted"
+	case exitOOM:
+		return "the guest was ended for want of memory: raise memory.limit"
+	case exitLost:
+		return "the guest ended while nobody watched it"
+	}
+	return fmt.Sprintf("the guest ended with code %d", e.Code)
+}
+
+// each runs f for 0 to n-1 at the same time; alone where there is one.
+func each(n int, f func(i int)) {
+	if n == 1 {
+		f(0)
+		return
+	}
+	done := make(chan struct{}, n)
+	for i := range n {
+		go func() {
+			defer func() { done <- struct{}{} }()
+			f(i)
+		}()
+	}
+	for range n {
+		<-done
+	}
+}

@@ -1,0 +1,61 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/engine"
+	"github.com/croftproject/croft/internal/state"
+)
+
+// resize carries changes of the spec over to a running guest. What the engine can't change live waits for the next
+// start, and the status says so.
+func (a *Agent) resize(ctx context.Context, m *machine, rec *state.Server) error {
+	l := m.remembered()
+	if l.Spec == nil || reflect.DeepEqual(live(l.Spec), live(&rec.Spec)) {
+		return nil
+	}
+	next := *l.Spec
+	next.CPU, next.Memory, next.PIDs, next.Disk = rec.Spec.CPU, rec.Spec.Memory, rec.Spec.PIDs, rec.Spec.Disk
+	if err := a.resizable(ctx, m, l.Spec, &next); err != nil {
+		if !errors.Is(err, engine.ErrUnsupported) {
+			return err
+		}
+		// What the guest's kernel would have to take part in stays; what its cgroup does by itself is changed.
+		a.status.waiting(m.id, explain(err))
+		next.CPU.Count, next.Memory, next.Disk.Size = l.Spec.CPU.Count, l.Spec.Memory, l.Spec.Disk.Size
+	} else {
+		a.status.waiting(m.id, "")
+	}
+	applied := *rec
+	applied.Spec = next
+	if err := a.divider.admit(m.id, &applied, a.engines[rec.Engine]); err != nil {
+		return fmt.Errorf("change limits: %w", err)
+	}
+	return m.update(func(l *local) { l.Spec = &next })
+}
+
+// resizable asks the guest, and the pool, for the change.
+func (a *Agent) resizable(ctx context.Context, m *machine, from, to *api.ServerSpec) error {
+	g, _ := m.guestOf()
+	guest := from.CPU.Count != to.CPU.Count || from.Memory != to.Memory || from.Disk.Size != to.Disk.Size
+	if r, ok := g.(engine.Resizer); ok {
+		if err := r.Resize(ctx, from, to); err != nil {
+			return err
+		}
+	} else if guest {
+		return fmt.Errorf("%w: takes effect at the next start", engine.ErrUnsupported)
+	}
+	if to.Disk.Size > from.Disk.Size {
+		return a.Pool.Grow(ctx, m.id, to.Disk.Size)
+	}
+	return nil
+}
+
+// live is the part of a spec that may change while the guest runs.
+func live(s *api.ServerSpec) api.ServerSpec {
+	return api.ServerSpec{CPU: s.CPU, Memory: s.Memory, PIDs: s.PIDs, Disk: s.Disk}
+}

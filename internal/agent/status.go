@@ -1,0 +1,226 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"reflect"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/state"
+	"github.com/croftproject/croft/internal/store"
+	"github.com/oklog/ulid/v2"
+)
+
+// eventTTL is how long events are kept, in seconds: a week.
+const eventTTL = 7 * 24 * 3600
+
+// retryReport is how long the reporter waits before it tries a store again that did not answer.
+const retryReport = time.Second
+
+// reporter writes the statuses of this host's servers, and events, to the store: the latest of each server, many in one
+// transaction, in the background. A store that is away delays reports and loses none but those overtaken.
+type reporter struct {
+	a *Agent
+
+	mu     sync.Mutex
+	last   map[string]*state.Status
+	notes  map[string]string // servers of which a change waits for the next start, and why
+	due    map[string]*state.Status
+	events []api.Event
+	wakes  chan struct{}
+}
+
+func newReporter(a *Agent) *reporter {
+	return &reporter{
+		a: a, last: map[string]*state.Status{}, notes: map[string]string{}, due: map[string]*state.Status{},
+		wakes: make(chan struct{}, 1),
+	}
+}
+
+// waiting notes that a change of a server waits for its next start; "" that none does.
+func (r *reporter) waiting(id, why string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if why == "" {
+		delete(r.notes, id)
+		return
+	}
+	r.notes[id] = why
+}
+
+// report tells where a server stands.
+func (a *Agent) report(m *machine, rec *state.Server, revision int64, w want) {
+	if rec == nil {
+		a.status.forget(m.id)
+		return
+	}
+	g := m.state()
+	l := m.remembered()
+	st := &state.Status{Restarted: l.Restarted, StartSeen: l.StartSeen, BootID: a.BootID}
+	st.Phase, st.Message, st.Observed = phase(w, &l, g), l.Failure, revision
+	st.Accelerator = a.accelerator(rec.Engine)
+	st.Started, st.NextStart, st.Exit, st.Restarts = l.Started, l.NextStart, l.Exit, l.InRow
+	if g == guestRunning || g == guestPaused {
+		st.Message, st.Exit, st.NextStart = "", nil, time.Time{}
+		if kept, err := a.Keeper.Get(context.Background(), m.id); err == nil {
+			st.Ready = kept.Ready
+		}
+	} else {
+		st.Started = time.Time{}
+	}
+	a.status.put(m.id, st, a.Now())
+}
+
+func (r *reporter) put(id string, st *state.Status, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before := r.last[id]
+	st.Conditions = conditions(st, r.notes[id], before, now)
+	if before != nil && reflect.DeepEqual(before, st) {
+		return
+	}
+	r.last[id], r.due[id] = st, st
+	r.wake()
+}
+
+// conditions of a status; each keeps its time while it holds.
+func conditions(st *state.Status, note string, before *state.Status, now time.Time) []api.Condition {
+	out := []api.Condition{{Type: "Running", Status: st.Phase == api.PhaseRunning, Reason: title(string(st.Phase)), Message: st.Message}}
+	if note != "" {
+		out = append(out, api.Condition{Type: "RestartNeeded", Status: true, Reason: "NotLive", Message: note})
+	}
+	for i := range out {
+		out[i].Since = now
+		if before == nil {
+			continue
+		}
+		for _, b := range before.Conditions {
+			if b.Type == out[i].Type && b.Status == out[i].Status {
+				out[i].Since = b.Since
+			}
+		}
+	}
+	return out
+}
+
+func title(s string) string {
+	if s == "" {
+		return ""
+	}
+	return strings.ToUpper(s[:1]) + s[1:]
+}
+
+func (r *reporter) forget(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.last, id)
+	delete(r.due, id)
+	delete(r.notes, id)
+}
+
+// event tells what happened to a server.
+func (a *Agent) event(rec *state.Server, reason, message string, warning bool) {
+	if rec == nil {
+		return
+	}
+	r := a.status
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.events = append(r.events, api.Event{
+		ID: strings.ToLower(ulid.MustNew(ulid.Timestamp(a.Now()), ulid.DefaultEntropy()).String()), Time: a.Now(),
+		Tenant: rec.Meta.Tenant, Kind: "server", Name: rec.Meta.Name, ObjectID: rec.Meta.ID,
+		Reason: reason, Message: message, Warning: warning,
+	})
+	if len(r.events) > 10000 { // a store that is away for long loses the oldest
+		r.events = r.events[len(r.events)-10000:]
+	}
+	r.wake()
+}
+
+// wake has the reporter write; r.mu is held.
+func (r *reporter) wake() {
+	select {
+	case r.wakes <- struct{}{}:
+	default:
+	}
+}
+
+// batchSize is how many records go in one transaction; etcd takes 128 operations.
+const batchSize = 60
+
+func (r *reporter) run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.wakes:
+		}
+		for r.flush(ctx) {
+		}
+	}
+}
+
+// flush writes one batch, and tells whether there is more.
+func (r *reporter) flush(ctx context.Context) bool {
+	r.mu.Lock()
+	var tx store.Tx
+	taken := map[string]*state.Status{}
+	for id, st := range r.due {
+		if len(tx.Puts) == batchSize {
+			break
+		}
+		value, err := json.Marshal(st)
+		if err == nil {
+			tx.Puts = append(tx.Puts, store.Put{Key: state.ServerStatus + id, Value: value})
+		}
+		taken[id] = st
+		delete(r.due, id)
+	}
+	n := min(batchSize, len(r.events))
+	events := r.events[:n:n]
+	r.events = r.events[n:]
+	for _, e := range events {
+		value, err := json.Marshal(e)
+		if err == nil {
+			tx.Puts = append(tx.Puts, store.Put{Key: state.Events + e.ID, Value: value, TTL: eventTTL})
+		}
+	}
+	r.mu.Unlock()
+	if len(tx.Puts) == 0 {
+		return false
+	}
+	if _, err := r.a.Store.Commit(ctx, tx); err != nil {
+		r.again(taken, events)
+		if ctx.Err() != nil {
+			return false
+		}
+		r.a.Logger.Error("report to the store", "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(retryReport):
+		}
+	}
+	return true
+}
+
+// again puts back what could not be written, unless something newer is due.
+func (r *reporter) again(taken map[string]*state.Status, events []api.Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, st := range taken {
+		if r.due[id] == nil && r.last[id] == st {
+			r.due[id] = st
+		}
+	}
+	r.events = append(events, r.events...)
+	r.wake()
+}
+
+func (a *Agent) accelerator(engine string) string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.accel[engine]
+}

@@ -1,0 +1,118 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"github.com/croftproject/croft/internal/engine"
+	"github.com/croftproject/croft/internal/state"
+	"os"
+	"time"
+)
+
+func (a *Agent) pause(ctx context.Context, m *machine, halt bool) error {
+	g, _ := m.guestOf()
+	p, ok := g.(engine.Pauser)
+	if !ok {
+		return fmt.Errorf("pause: %w by this engine", engine.ErrUnsupported)
+	}
+	act := p.Resume
+	if halt {
+		act = p.Pause
+	}
+	if err := act(ctx); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.paused = halt
+	m.mu.Unlock()
+	return nil
+}
+
+// shutdown asks the guest to end, and ends it when its time is over. It does not wait: the guest's end wakes the server.
+func (a *Agent) shutdown(ctx context.Context, m *machine, rec *state.Server) (time.Duration, error) {
+	g, _ := m.guestOf()
+	force := rec == nil || rec.Intent.Force
+	now := a.Now()
+	if m.stopAt.IsZero() && !force {
+		m.stopAt = now.Add(time.Duration(rec.Spec.StopTimeout))
+		if m.state() == guestPaused {
+			if err := a.pause(ctx, m, false); err != nil {
+				return 0, err
+			}
+		}
+		if err := g.Stop(ctx, engine.Graceful); err != nil {
+			a.Logger.Warn("graceful stop", "server", m.id, "error", err)
+			m.stopAt = now
+		}
+	}
+	if left := m.stopAt.Sub(now); left > 0 && !force {
+		return left, nil
+	}
+	if m.stopAt.IsZero() {
+		m.stopAt = now
+	}
+	if err := g.Stop(ctx, engine.Kill); err != nil {
+		return 0, err
+	}
+	select {
+	case <-g.Done():
+		a.loop.Wake(m.id)
+	case <-ctx.Done():
+	case <-time.After(killWait): // it can hang in the kernel; its end wakes the server all the same
+		return killWait, fmt.Errorf("the guest did not end %s after it was killed", killWait)
+	}
+	return 0, nil
+}
+
+const killWait = 10 * time.Second
+
+// release frees what an ended guest held.
+func (a *Agent) release(ctx context.Context, m *machine) error {
+	g, _ := m.guestOf()
+	if g == nil {
+		return nil
+	}
+	if err := g.Release(ctx); err != nil {
+		return err
+	}
+	m.setGuest(nil, nil)
+	m.watched = nil
+	return m.update(func(l *local) { l.Handle, l.Spec, l.BootID = nil, nil, "" })
+}
+
+// clean removes what engines may have left of the server. Which engine began it is remembered; where it is not, all are
+// asked.
+func (a *Agent) clean(ctx context.Context, m *machine, rec *state.Server) error {
+	name := m.remembered().Engine
+	if name == "" && rec != nil {
+		name = rec.Engine
+	}
+	var errs []error
+	for engineName, e := range a.engines {
+		if name == "" || name == engineName {
+			errs = append(errs, e.Clean(ctx, a.bare(m, rec)))
+		}
+	}
+	m.setGuest(nil, nil)
+	errs = append(errs, a.Cgroups.Kill(ctx, m.id))
+	return errors.Join(errs...)
+}
+
+func (a *Agent) removeCgroup(ctx context.Context, m *machine) error {
+	a.divider.leave(m.id)
+	return a.Cgroups.Remove(ctx, m.id)
+}
+
+// delete removes the volume and everything that the host remembers.
+func (a *Agent) delete(ctx context.Context, m *machine) error {
+	if err := a.Pool.Delete(ctx, m.id); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(m.run); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return os.RemoveAll(m.dir)
+}

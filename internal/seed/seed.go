@@ -1,0 +1,189 @@
+// Package seed writes a server's first-boot configuration in cloud-init's NoCloud form: as a disk labelled "cidata", or
+// into the guest's tree. https://docs.cloud-init.io/en/latest/reference/datasources/nocloud.html
+package seed
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/croftproject/croft/api"
+	"github.com/diskfs/go-diskfs"
+	"github.com/diskfs/go-diskfs/disk"
+	"github.com/diskfs/go-diskfs/filesystem"
+	"github.com/diskfs/go-diskfs/filesystem/iso9660"
+	"go.yaml.in/yaml/v3"
+)
+
+// Seed is the configuration of one server.
+type Seed struct {
+	Hostname string
+	MetaData string
+	UserData string
+	Network  string // network-config, version 2: DHCP on every interface
+}
+
+// Render makes the seed of a server. Guest may be nil: then it holds the host name only.
+func Render(m api.Meta, g *api.Guest) Seed {
+	if g == nil {
+		g = &api.Guest{}
+	}
+	s := Seed{Hostname: g.Hostname, UserData: g.UserData, Network: networkConfig}
+	if s.Hostname == "" {
+		s.Hostname = m.Name
+	}
+	s.MetaData = document(map[string]any{"instance-id": m.ID, "local-hostname": s.Hostname})
+	if s.UserData == "" {
+		s.UserData = "#cloud-config\n" + document(cloudConfig(s.Hostname, g))
+	}
+	return s
+}
+
+const networkConfig = `version: 2
+ethernets:
+  all:
+    match: {name: "e*"}
+    dhcp4: true
+`
+
+func cloudConfig(hostname string, g *api.Guest) map[string]any {
+	out := map[string]any{"hostname": hostname, "preserve_hostname": false}
+	if len(g.SSHKeys) > 0 {
+		out["ssh_authorized_keys"] = g.SSHKeys
+	}
+	users := []any{"default"}
+	for _, u := range g.Users {
+		user := map[string]any{"name": u.Name, "shell": "/bin/bash", "lock_passwd": u.PasswordHash == ""}
+		if len(u.SSHKeys) > 0 {
+			user["ssh_authorized_keys"] = u.SSHKeys
+		}
+		if u.PasswordHash != "" {
+			user["passwd"] = u.PasswordHash
+		}
+		if u.Sudo {
+			user["sudo"] = "ALL=(ALL) NOPASSWD:ALL"
+		}
+		users = append(users, user)
+	}
+	if len(g.Users) > 0 {
+		out["users"] = users
+	}
+	return out
+}
+
+func document(v any) string {
+	data, err := yaml.Marshal(v)
+	if err != nil { // maps of strings, lists and booleans always encode
+		panic(fmt.Sprintf("encode seed: %v", err))
+	}
+	return string(data)
+}
+
+func (s Seed) files() map[string]string {
+	return map[string]string{"meta-data": s.MetaData, "user-data": s.UserData, "network-config": s.Network}
+}
+
+// isoSize is room for the largest user-data that the API takes (1 MiB), and the file system.
+const isoSize = 4 << 20
+
+// WriteISO writes the seed as an ISO 9660 image with the label "cidata", owned by owner. It replaces one that is there.
+func (s Seed) WriteISO(path string, owner int) error {
+	work := path + ".new"
+	if err := os.RemoveAll(work); err != nil {
+		return err
+	}
+	d, err := diskfs.Create(work, isoSize, diskfs.SectorSizeDefault)
+	if err != nil {
+		return fmt.Errorf("make seed disk: %w", err)
+	}
+	d.LogicalBlocksize = 2048
+	fs, err := d.CreateFilesystem(disk.FilesystemSpec{FSType: filesystem.TypeISO9660, VolumeLabel: "cidata"})
+	if err != nil {
+		return fmt.Errorf("make seed disk: %w", err)
+	}
+	for name, content := range s.files() {
+		f, err := fs.OpenFile("/"+name, os.O_CREATE|os.O_RDWR)
+		if err != nil {
+			return fmt.Errorf("write %s to the seed disk: %w", name, err)
+		}
+		if _, err := f.Write([]byte(content)); err != nil {
+			return fmt.Errorf("write %s to the seed disk: %w", name, err)
+		}
+	}
+	iso, ok := fs.(*iso9660.FileSystem)
+	if !ok {
+		return fmt.Errorf("seed disk is of type %T", fs)
+	}
+	if err := iso.Finalize(iso9660.FinalizeOptions{RockRidge: true, VolumeIdentifier: "cidata"}); err != nil {
+		return fmt.Errorf("finish the seed disk: %w", err)
+	}
+	if err := d.Close(); err != nil {
+		return err
+	}
+	if err := os.Chmod(work, 0o400); err != nil {
+		return err
+	}
+	if err := os.Chown(work, owner, owner); err != nil {
+		return err
+	}
+	return os.Rename(work, path)
+}
+
+// WriteTree writes the seed into a guest's root tree, which the guest may have filled with anything: no link in it leads
+// outside. owner is the host id of the guest's root. The host name is written for guests without cloud-init too.
+func (s Seed) WriteTree(tree string, owner int, cloudInit bool) error {
+	root, err := os.OpenRoot(tree)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	files := map[string]string{"etc/hostname": s.Hostname + "\n"}
+	if cloudInit {
+		for name, content := range s.files() {
+			files["var/lib/cloud/seed/nocloud/"+name] = content
+		}
+	}
+	for name, content := range files {
+		if err := writeIn(root, name, content, owner); err != nil {
+			return fmt.Errorf("write /%s of the guest: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// writeIn replaces a file below root, making the directories above it. A file that is right already is left.
+func writeIn(root *os.Root, name, content string, owner int) error {
+	if now, err := root.ReadFile(name); err == nil && string(now) == content {
+		return nil
+	}
+	for i, c := range name {
+		if c != '/' {
+			continue
+		}
+		dir := name[:i]
+		if err := root.Mkdir(dir, 0o755); err == nil {
+			err = root.Lchown(dir, owner, owner)
+			if err != nil {
+				return err
+			}
+		} else if !os.IsExist(err) {
+			return err
+		}
+	}
+	work := filepath.Join(filepath.Dir(name), ".croft-"+filepath.Base(name))
+	mode := os.FileMode(0o644)
+	if strings.HasSuffix(name, "user-data") { // it can hold secrets
+		mode = 0o600
+	}
+	if err := root.RemoveAll(work); err != nil {
+		return err
+	}
+	if err := root.WriteFile(work, []byte(content), mode); err != nil {
+		return err
+	}
+	if err := root.Lchown(work, owner, owner); err != nil {
+		return err
+	}
+	return root.Rename(work, name)
+}
