@@ -10,7 +10,8 @@
 //	host-status/<id>              api.HostStatus, without Allocatable and Allocated
 //	ledger/host/<id>              what is promised of a host
 //	ledger/tenant/<id>            what is promised to a tenant
-//	ledger/network/<id>           which addresses are held, and by whom
+//	ledger/network/<id>           which addresses are held
+//	ledger/image/<id>             how many servers use it
 //	event/<id>                    api.Event, expiring
 //	idempotency/<tenant>/<key>    what an Idempotency-Key was answered with, expiring
 package state
@@ -56,7 +57,11 @@ type Server struct {
 	ImageID     string        `json:"imageID"`
 	Digest      string        `json:"digest"`
 	CDROMDigest string        `json:"cdromDigest,omitempty"` // content of spec.cdrom
+	CDROMID     string        `json:"cdromID,omitempty"`     // image of spec.cdrom
 	Ports       []Port        `json:"ports,omitempty"`
+
+	// Derived names the fields of Spec, by pointer, that were left out and follow from others.
+	Derived []string `json:"derived,omitempty"`
 }
 
 // Port of a server, as admitted.
