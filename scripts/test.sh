@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Runs `go test` with the arguments given, prints each package's line and every failure, and closes with one line that
+# counts the tests: "N passed, N failed, N skipped". Tests that were skipped are listed with their reasons.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+go test -count=1 -timeout 30m -json "$@" >"$log"
+status=$?
+go run ./test/summary <"$log" || status=1
+exit $status
