@@ -31,6 +31,7 @@ const (
 	CodeKeyReused    Code = "idempotency-key-reused"
 	CodePrecondition Code = "precondition-required"
 	CodeMethod       Code = "method-not-allowed"
+	CodeExpired      Code = "revision-expired" // a watch asks for changes that are not remembered any more
 )
 
 // HTTPStatus is the status that a problem of this code is answered with.
@@ -58,6 +59,8 @@ func (c Code) HTTPStatus() int {
 		return http.StatusServiceUnavailable
 	case CodeMethod:
 		return http.StatusMethodNotAllowed
+	case CodeExpired:
+		return http.StatusGone
 	}
 	return http.StatusInternalServerError
 }

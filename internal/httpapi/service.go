@@ -15,6 +15,7 @@ import (
 type Caller struct {
 	Name     string // "root" on the unix socket
 	Operator bool   // may do everything
+	Tenant   string // tenant that a caller who is not the operator acts for; empty for none
 	Key      string // Idempotency-Key of the request; empty for none
 }
 
