@@ -109,8 +109,7 @@ func (a *Agent) makeRoot(ctx context.Context, m *machine, rec *state.Server) err
 	return nil
 }
 
-func (m *machine) seedPath() string    { return filepath.Join(m.dir, "seed.iso") }
-func (m *machine) ConsolePath() string { return filepath.Join(m.dir, "console.log") }
+func (m *machine) seedPath() string { return filepath.Join(m.dir, "seed.iso") }
 
 // hardwareAddr parses a MAC that admission has checked.
 func hardwareAddr(s string) net.HardwareAddr {

@@ -111,7 +111,7 @@ func (a *Agent) assemble(ctx context.Context, m *machine, rec *state.Server) (*e
 // bare is the machine without what the start makes: enough to clean up, or to find a guest again.
 func (a *Agent) bare(m *machine, rec *state.Server) *engine.Machine {
 	b := &engine.Machine{
-		ID: m.id, Dir: m.dir, RunDir: m.run, Console: m.ConsolePath(), Cgroup: a.Cgroups.Path(m.id),
+		ID: m.id, Dir: m.dir, RunDir: m.run, Cgroup: a.Cgroups.Path(m.id),
 		IDs: engine.IDRange{Base: m.remembered().IDBase, Size: idRange}, Spec: &api.ServerSpec{},
 	}
 	if rec == nil {

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/engine"
 	"github.com/croftproject/croft/internal/hostnet"
 	"github.com/croftproject/croft/internal/state"
@@ -25,7 +24,7 @@ type networks struct {
 }
 
 type network struct {
-	spec  *api.Network              // nil until its record was seen
+	spec  *state.Network            // nil until its record was seen
 	names map[string]hostnet.Record // by server id
 	ports map[string]hostnet.Port   // by port id
 	made  bool                      // it is, or may be, on the host
@@ -53,7 +52,7 @@ func (n *networks) record(ctx context.Context, e store.Event) {
 		n.a.watchers.Go(func() { n.drop(ctx, id) })
 		return
 	}
-	rec := &api.Network{}
+	rec := &state.Network{}
 	if err := json.Unmarshal(e.Value, rec); err != nil {
 		n.a.Logger.Error("record of a network is damaged; it is left as it is", "network", id, "error", err)
 		return

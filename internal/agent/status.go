@@ -14,9 +14,6 @@ import (
 	"github.com/oklog/ulid/v2"
 )
 
-// eventTTL is how long events are kept, in seconds: a week.
-const eventTTL = 7 * 24 * 3600
-
 // retryReport is how long the reporter waits before it tries a store again that did not answer.
 const retryReport = time.Second
 
@@ -185,7 +182,7 @@ func (r *reporter) flush(ctx context.Context) bool {
 	for _, e := range events {
 		value, err := json.Marshal(e)
 		if err == nil {
-			tx.Puts = append(tx.Puts, store.Put{Key: state.Events + e.ID, Value: value, TTL: eventTTL})
+			tx.Puts = append(tx.Puts, store.Put{Key: state.Events + e.ID, Value: value, TTL: state.EventTTL})
 		}
 	}
 	r.mu.Unlock()

@@ -171,27 +171,26 @@ type Handle struct {
 
 // Machine is everything that a launch needs; all of it exists already.
 type Machine struct {
-	ID      string // server id
-	Name    string // server name, the default host name
-	Tenant  string
-	Dir     string          // directory of this machine's own, kept over host reboots (firmware variables, generated files)
-	RunDir  string          // directory of this machine's own for sockets, empty after a host reboot; short
-	Spec    *api.ServerSpec // defaulted and valid
-	Host    string          // hostname for the guest
-	Console string          // path of the console log, which the keeper writes
-	Cgroup  string          // the server's cgroup, relative to each controller's root, e.g. "croft-1a2b/01k…": exists, limits set
-	IDs     IDRange
-	Root    Root
-	Boot    Boot
-	Seed    string // path of a NoCloud seed ISO; empty for none
-	CDROM   string // path of an ISO; empty for none
-	NICs    []NIC
-	NetNS   string      // path of the server's network namespace, for NICNamespace engines; empty: a namespace with no devices
-	Hosts   string      // path of a file for the guest's /etc/hosts, for application guests
-	Resolv  string      // path of a file for the guest's /etc/resolv.conf, for application guests
-	CPUs    []int       // dedicated host CPUs; empty for none
-	Grants  []api.Grant // allowed and checked
-	App     *api.App    // resolved process of an application guest; nil for a system that boots its own init
+	ID     string // server id
+	Name   string // server name, the default host name
+	Tenant string
+	Dir    string          // directory of this machine's own, kept over host reboots (firmware variables, generated files)
+	RunDir string          // directory of this machine's own for sockets, empty after a host reboot; short
+	Spec   *api.ServerSpec // defaulted and valid
+	Host   string          // hostname for the guest
+	Cgroup string          // the server's cgroup, relative to each controller's root, e.g. "croft-1a2b/01k…": exists, limits set
+	IDs    IDRange
+	Root   Root
+	Boot   Boot
+	Seed   string // path of a NoCloud seed ISO; empty for none
+	CDROM  string // path of an ISO; empty for none
+	NICs   []NIC
+	NetNS  string      // path of the server's network namespace, for NICNamespace engines; empty: a namespace with no devices
+	Hosts  string      // path of a file for the guest's /etc/hosts, for application guests
+	Resolv string      // path of a file for the guest's /etc/resolv.conf, for application guests
+	CPUs   []int       // dedicated host CPUs; empty for none
+	Grants []api.Grant // allowed and checked
+	App    *api.App    // resolved process of an application guest; nil for a system that boots its own init
 }
 
 // IDRange is the server's range of host user and group ids: guest id n is host id Base+n.
