@@ -110,6 +110,15 @@ type Displayer interface {
 	Display(ctx context.Context) (net.Conn, error)
 }
 
+// NetNSMaker is an Engine whose guests own their network namespace: it was made in a user namespace with the server's
+// ids, so that the guest's root may set up addresses, a firewall and raw sockets in it. The agent has it made before the
+// ports in it are. Without it the guest can use its network only as it was set up.
+type NetNSMaker interface {
+	// MakeNetNS makes a network namespace and binds it at path, unless one is bound there. Whoever removes the server's
+	// ports unbinds it.
+	MakeNetNS(ctx context.Context, path string, ids IDRange) error
+}
+
 // Process is what Exec runs.
 type Process struct {
 	Args   []string

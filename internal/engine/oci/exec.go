@@ -1,0 +1,269 @@
+package oci
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/creack/pty"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/croftproject/croft/internal/engine"
+)
+
+// Exec runs a process beside the guest's own, with the same confinement. See engine.Execer.
+func (g *Guest) Exec(ctx context.Context, p engine.Process) (int, error) {
+	if g.ended() {
+		return 0, fmt.Errorf("exec in %s: %w", g.m.ID, engine.ErrGone)
+	}
+	spec, err := g.processSpec(p)
+	if err != nil {
+		return 0, fmt.Errorf("exec in %s: %w", g.m.ID, err)
+	}
+	dir, err := os.MkdirTemp("", "croft-exec-")
+	if err != nil {
+		return 0, fmt.Errorf("exec in %s: %w", g.m.ID, err)
+	}
+	defer os.RemoveAll(dir)
+	s := &session{guest: g, process: p, dir: dir}
+	if err := s.prepare(ctx, spec); err != nil {
+		return 0, fmt.Errorf("exec in %s: %w", g.m.ID, err)
+	}
+	if p.TTY {
+		err = s.runTerminal()
+	} else {
+		err = s.runPipes()
+	}
+	return s.result(ctx, err)
+}
+
+// processSpec is the guest's first process changed into p: it keeps capabilities, limits and environment.
+func (g *Guest) processSpec(p engine.Process) (*specs.Process, error) {
+	if len(p.Args) == 0 {
+		return nil, errors.New("no command")
+	}
+	data, err := os.ReadFile(bundleOf(g.m).file("config.json"))
+	if err != nil {
+		return nil, err
+	}
+	var config specs.Spec
+	if err := json.Unmarshal(data, &config); err != nil {
+		return nil, fmt.Errorf("read the guest's configuration: %w", err)
+	}
+	spec := config.Process
+	who, err := g.account(p.User)
+	if err != nil {
+		return nil, err
+	}
+	spec.User, spec.Terminal, spec.ConsoleSize, spec.Args = who.User, p.TTY, nil, p.Args
+	spec.Env = execEnv(spec.Env, p, who)
+	if p.Dir != "" {
+		spec.Cwd = p.Dir
+	}
+	return spec, nil
+}
+
+func (g *Guest) account(who string) (account, error) {
+	root, err := openTree(g.m.Root.Path)
+	if err != nil {
+		return account{}, err
+	}
+	defer root.close()
+	return root.accounts().resolve(who, g.m.IDs.Size)
+}
+
+// execEnv is the first process's environment with the user's home, the terminal's kind, and what p says.
+func execEnv(base []string, p engine.Process, who account) []string {
+	env := slices.Clone(base)
+	if who.Home != "" {
+		env = setEnv(env, "HOME", who.Home)
+	}
+	if who.Name != "" {
+		env = setEnv(env, "USER", who.Name)
+	}
+	if p.TTY {
+		env = setEnv(env, "TERM", "xterm-256color")
+	}
+	for _, line := range p.Env {
+		if name, value, ok := strings.Cut(line, "="); ok && name != "" {
+			env = setEnv(env, name, value)
+		}
+	}
+	return env
+}
+
+func setEnv(env []string, name, value string) []string {
+	env = slices.DeleteFunc(env, func(line string) bool { return strings.HasPrefix(line, name+"=") })
+	return append(env, name+"="+value)
+}
+
+// session is one run of the runtime's exec command.
+type session struct {
+	guest   *Guest
+	process engine.Process
+	dir     string
+	cmd     *exec.Cmd
+}
+
+// lingerTime is how long output may still come once the process has ended: its children may hold the pipes for ever.
+const lingerTime = 500 * time.Millisecond
+
+func (s *session) prepare(ctx context.Context, spec *specs.Process) error {
+	binary, err := s.guest.engine.runtime.path()
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(spec)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(s.file("process.json"), data, 0o600); err != nil {
+		return err
+	}
+	s.cmd = exec.CommandContext(ctx, binary, "--root", s.guest.engine.runtime.root,
+		"--log", s.file("log"), "--log-format", "json",
+		"exec", "--process", s.file("process.json"), "--pid-file", s.file("pid"), s.guest.m.ID)
+	s.cmd.Cancel = s.kill
+	s.cmd.WaitDelay = lingerTime
+	return nil
+}
+
+func (s *session) file(name string) string { return s.dir + "/" + name }
+
+// kill ends the process in the guest; the runtime follows. Killed itself, the runtime would leave the process running.
+func (s *session) kill() error {
+	data, err := os.ReadFile(s.file("pid"))
+	if err != nil {
+		return s.cmd.Process.Kill() // it is not that far yet
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		return s.cmd.Process.Kill()
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return s.cmd.Process.Kill()
+	}
+	defer unix.Close(fd)
+	// The number could be another's by now; with the descriptor open it stays whose it is.
+	if !s.guest.owns(pid) {
+		return s.cmd.Process.Kill()
+	}
+	return unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+}
+
+// owns tells whether a process is in the guest's control group.
+func (g *Guest) owns(pid int) bool {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	return err == nil && strings.Contains(string(data), "/"+strings.Trim(guestGroup(g.m), "/"))
+}
+
+// runPipes runs it with plain streams.
+func (s *session) runPipes() error {
+	s.cmd.Stdout = s.process.Stdout
+	s.cmd.Stderr = s.process.Stderr
+	var in io.WriteCloser
+	if s.process.Stdin != nil {
+		var err error
+		if in, err = s.cmd.StdinPipe(); err != nil {
+			return err
+		}
+	}
+	if err := s.cmd.Start(); err != nil {
+		return err
+	}
+	if in != nil {
+		// Whoever types may go on for ever; the process's end is not made to wait for it.
+		go func() {
+			_, _ = io.Copy(in, s.process.Stdin)
+			in.Close()
+		}()
+	}
+	return s.cmd.Wait()
+}
+
+// runTerminal runs it on a terminal: the runtime passes it, and its size, on to the one that it makes in the guest.
+func (s *session) runTerminal() error {
+	s.cmd.Args = slices.Insert(s.cmd.Args, len(s.cmd.Args)-1, "--tty")
+	size := &pty.Winsize{Rows: 24, Cols: 80}
+	select {
+	case first, ok := <-s.process.Resize:
+		if ok {
+			size = &pty.Winsize{Rows: first.Rows, Cols: first.Cols}
+		}
+	default:
+	}
+	terminal, err := pty.StartWithSize(s.cmd, size)
+	if err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	var output sync.WaitGroup
+	output.Go(func() {
+		// It ends with EIO, once nobody has the other side open.
+		_, _ = io.Copy(writerOr(s.process.Stdout), terminal)
+	})
+	if s.process.Stdin != nil {
+		go func() { _, _ = io.Copy(terminal, s.process.Stdin) }()
+	}
+	go s.resize(terminal, ended)
+	err = s.cmd.Wait()
+	close(ended)
+	_ = terminal.SetReadDeadline(time.Now().Add(lingerTime))
+	output.Wait()
+	terminal.Close()
+	return err
+}
+
+func (s *session) resize(terminal *os.File, ended <-chan struct{}) {
+	for {
+		select {
+		case size, ok := <-s.process.Resize:
+			if !ok {
+				return
+			}
+			_ = pty.Setsize(terminal, &pty.Winsize{Rows: size.Rows, Cols: size.Cols})
+		case <-ended:
+			return
+		}
+	}
+}
+
+func writerOr(w io.Writer) io.Writer {
+	if w == nil {
+		return io.Discard
+	}
+	return w
+}
+
+// result tells the process's exit code from the runtime's own failures: the runtime exits with the process's code, and
+// with 255 or 1 and a message in its log where there was no process.
+func (s *session) result(ctx context.Context, err error) (int, error) {
+	if ctx.Err() != nil {
+		return 0, fmt.Errorf("exec in %s: %w", s.guest.m.ID, ctx.Err())
+	}
+	var exit *exec.ExitError
+	switch {
+	case err == nil, errors.Is(err, exec.ErrWaitDelay):
+		return 0, nil
+	case !errors.As(err, &exit):
+		return 0, fmt.Errorf("exec in %s: %w", s.guest.m.ID, err)
+	}
+	if _, started := os.Lstat(s.file("pid")); started != nil {
+		log, _ := os.ReadFile(s.file("log"))
+		if said := lastMessage(log); said != "" {
+			return 0, fmt.Errorf("exec in %s: %s", s.guest.m.ID, said)
+		}
+	}
+	return exit.ExitCode(), nil
+}

@@ -1,0 +1,152 @@
+package oci
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/croftproject/croft/internal/engine"
+)
+
+// A guest's power over its network (addresses, firewall, raw sockets, low ports, its own /sys) hangs on who owns the
+// network namespace: the user namespace in which it was made (network_namespaces(7), ioctl_ns(2)). So the namespace is
+// made inside a user namespace with the server's ids, and the guest joins both. A namespace that the host's own user
+// namespace owns serves too, but the guest can only use what is set up in it.
+
+// makeNetNS makes a user namespace with these ids, a network namespace that it owns, and binds the latter at path. One
+// that is bound there already is left alone.
+func makeNetNS(path string, ids engine.IDRange) error {
+	if isNSFS(path) {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("make network namespace: %w", err)
+	}
+	// A namespace is born with a process. The child is traced, so it stops before its first instruction; ptrace(2)
+	// belongs to the thread that started it.
+	goruntime.LockOSThread()
+	defer goruntime.UnlockOSThread()
+	maps := []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(ids.Base), Size: int(ids.Size)}}
+	child, err := os.StartProcess("/proc/self/exe", []string{"croft-netns"}, &os.ProcAttr{
+		Env: []string{},
+		Sys: &syscall.SysProcAttr{
+			Cloneflags:                 unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
+			UidMappings:                maps,
+			GidMappings:                maps,
+			GidMappingsEnableSetgroups: true,
+			Ptrace:                     true,
+			Pdeathsig:                  syscall.SIGKILL,
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("make network namespace of ids %d+%d: %w", ids.Base, ids.Size, err)
+	}
+	defer func() {
+		_ = child.Kill()
+		_, _ = child.Wait()
+	}()
+	file, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|unix.O_CLOEXEC, 0o444)
+	if err != nil {
+		return fmt.Errorf("make network namespace: %w", err)
+	}
+	file.Close()
+	if err := unix.Mount(fmt.Sprintf("/proc/%d/ns/net", child.Pid), path, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind network namespace at %s: %w", path, err)
+	}
+	return nil
+}
+
+func isNSFS(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && int64(st.Type) == unix.NSFS_MAGIC
+}
+
+// ownerOf opens the user namespace that owns a network namespace; nil where that is this process's own.
+func ownerOf(netns string) (*os.File, error) {
+	file, err := os.Open(netns)
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	defer file.Close()
+	fd, err := unix.IoctlRetInt(int(file.Fd()), unix.NS_GET_USERNS)
+	if err != nil {
+		return nil, fmt.Errorf("find the owner of network namespace %s: %w", netns, err)
+	}
+	owner := os.NewFile(uintptr(fd), "user namespace")
+	theirs, err := owner.Stat()
+	if err == nil {
+		var ours os.FileInfo
+		if ours, err = os.Stat("/proc/self/ns/user"); err == nil && os.SameFile(theirs, ours) {
+			owner.Close()
+			return nil, nil
+		}
+	}
+	if err != nil {
+		owner.Close()
+		return nil, fmt.Errorf("find the owner of network namespace %s: %w", netns, err)
+	}
+	return owner, nil
+}
+
+// within runs f on a thread that is in the network namespace.
+func within(netns string, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		// The thread is not unlocked, so it ends with the goroutine and takes the namespace with it.
+		goruntime.LockOSThread()
+		file, err := os.Open(netns)
+		if err != nil {
+			done <- err
+			return
+		}
+		defer file.Close()
+		if err := unix.Setns(int(file.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("enter network namespace %s: %w", netns, err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// idSpan is the guest's ids as the host counts them, as ping_group_range takes them (icmp(7)).
+func idSpan(ids engine.IDRange) string {
+	return fmt.Sprintf("%d %d", ids.Base, uint64(ids.Base)+uint64(ids.Size)-1)
+}
+
+// openNetwork lets the guest's users take low ports and ping, whoever owns the namespace.
+func openNetwork(m *engine.Machine) error {
+	for name, value := range netSysctls(m.IDs) {
+		if err := os.WriteFile("/proc/sys/"+name, []byte(value), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("set %s in the guest's network: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// mountSysfs mounts, at path, a sysfs of the network namespace that the calling thread is in.
+func mountSysfs(path string) error {
+	fs, err := unix.Fsopen("sysfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("open sysfs: %w", err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return fmt.Errorf("make sysfs: %w", err)
+	}
+	attrs := unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC | unix.MOUNT_ATTR_NODEV
+	tree, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attrs)
+	if err != nil {
+		return fmt.Errorf("mount sysfs: %w", err)
+	}
+	defer unix.Close(tree)
+	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount sysfs at %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,193 @@
+package oci
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	goruntime "runtime"
+	"strings"
+	"time"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/engine"
+	"github.com/croftproject/croft/internal/idmap"
+)
+
+// probeIDs is the range that the probe's guest runs with; nothing of it stays.
+var probeIDs = engine.IDRange{Base: 1 << 30, Size: 65536}
+
+// probeTime is how long the probe may take in all.
+const probeTime = 10 * time.Second
+
+// Probe runs a guest that does nothing, with everything that a real one has: user namespace, control groups, seccomp,
+// mounts. See engine.Engine.
+func (e *Engine) Probe(ctx context.Context) engine.Report {
+	ctx, cancel := context.WithTimeout(ctx, probeTime)
+	defer cancel()
+	report := engine.Report{
+		Abilities: []string{"exec", "console", "pause", "resize"},
+		Grants:    []api.GrantKind{api.GrantDevice, api.GrantDedicatedCPU, api.GrantCapability, api.GrantNesting},
+	}
+	var err error
+	if report.Version, err = e.version(ctx); err != nil {
+		report.Reason = err.Error()
+		return report
+	}
+	dir, err := os.MkdirTemp(e.runtimeParent(), "probe-")
+	if err != nil {
+		report.Reason = fmt.Sprintf("the runtime's directory can't be written: %v", err)
+		return report
+	}
+	defer os.RemoveAll(dir)
+	if err := e.tryGuest(ctx, dir); err != nil {
+		report.Reason = err.Error()
+		return report
+	}
+	report.Available = true
+	if err := tryShift(dir); err != nil {
+		report.Reason = fmt.Sprintf("directories can't be granted: %v", err)
+	} else {
+		report.Grants = append(report.Grants, api.GrantDirectory)
+	}
+	if e.groups.mode() == CgroupsV1 {
+		report.Reason = "systemd does not boot here: the host has no cgroup v2 hierarchy (mount -t cgroup2 none /sys/fs/cgroup/unified)"
+	}
+	return report
+}
+
+// runtimeParent is a directory that is there: the state directory is made where it is missing.
+func (e *Engine) runtimeParent() string {
+	if e.runtime.root == "" || os.MkdirAll(e.runtime.root, 0o711) != nil {
+		return ""
+	}
+	return filepath.Dir(e.runtime.root)
+}
+
+func (e *Engine) version(ctx context.Context) (string, error) {
+	binary, err := e.runtime.path()
+	if err != nil {
+		return "", err
+	}
+	out, err := exec.CommandContext(ctx, binary, "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("%s --version: %w", binary, err)
+	}
+	first, _, _ := strings.Cut(string(out), "\n")
+	return strings.TrimSpace(strings.Replace(first, " version ", " ", 1)), nil
+}
+
+// probeCode is what the probe's guest exits with, so that no other success is taken for it.
+const probeCode = 42
+
+func (e *Engine) tryGuest(ctx context.Context, dir string) error {
+	// The guest's root user must be able to reach its root.
+	if err := os.Chmod(dir, 0o711); err != nil {
+		return err
+	}
+	program, err := exitProgram(probeCode)
+	if err != nil {
+		return err
+	}
+	m := &engine.Machine{
+		ID:     filepath.Base(dir),
+		Host:   "probe",
+		RunDir: dir,
+		Cgroup: filepath.Join(e.cgroup, filepath.Base(dir)),
+		IDs:    probeIDs,
+		Root:   engine.Root{Path: filepath.Join(dir, "root")},
+		App:    &api.App{Entrypoint: []string{"/exit"}},
+	}
+	b := bundleOf(m)
+	for _, path := range []string{m.Root.Path, string(b)} {
+		if err := os.Mkdir(path, 0o711); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(filepath.Join(m.Root.Path, "exit"), program, 0o755); err != nil {
+		return err
+	}
+	if err := os.Chown(m.Root.Path, int(m.IDs.Base), int(m.IDs.Base)); err != nil {
+		return err
+	}
+	if err := b.write(Config(m, Facts{Cgroups: e.groups.mode()}), saved{ID: m.ID, PowerOff: offApplication}); err != nil {
+		return err
+	}
+	defer func() {
+		e.groups.kill(guestGroup(m))
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTime)
+		defer cancel()
+		_ = e.runtime.remove(undo, m.ID)
+		_ = e.removeGroup(undo, m.Cgroup)
+		_ = b.remove()
+	}()
+	err = e.runtime.do(ctx, "run", "--bundle", string(b), m.ID)
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit) && exit.ExitCode() == probeCode:
+		return nil
+	case err == nil:
+		return errors.New("a trial guest did not run, though the runtime says so")
+	}
+	return fmt.Errorf("a trial guest does not run: %w", err)
+}
+
+// tryShift makes an idmapped mount, as grants of directories need it.
+func tryShift(dir string) error {
+	shift, err := idmap.New(probeIDs.Base, probeIDs.Size)
+	if err != nil {
+		return err
+	}
+	defer shift.Close()
+	tree, err := shift.Clone(dir, 0)
+	if err != nil {
+		return err
+	}
+	return tree.Close()
+}
+
+// exitProgram is a static program that exits with code, as small as an ELF file can be (elf(5)): the file header, one
+// program header, and the system call exit(2).
+func exitProgram(code byte) ([]byte, error) {
+	var machine uint16
+	var text []byte
+	switch goruntime.GOARCH {
+	case "amd64":
+		machine = 62 // EM_X86_64
+		text = []byte{
+			0xbf, code, 0, 0, 0, // mov edi, code
+			0xb8, 60, 0, 0, 0, // mov eax, SYS_exit
+			0x0f, 0x05, // syscall
+		}
+	case "arm64":
+		machine = 183                                                            // EM_AARCH64
+		text = binary.LittleEndian.AppendUint32(nil, 0xd2800000|uint32(code)<<5) // mov x0, code
+		text = binary.LittleEndian.AppendUint32(text, 0xd2800ba8)                // mov x8, SYS_exit
+		text = binary.LittleEndian.AppendUint32(text, 0xd4000001)                // svc 0
+	default:
+		return nil, fmt.Errorf("no trial guest is known for %s", goruntime.GOARCH)
+	}
+	const base, head, program = 0x400000, 64, 56
+	le := binary.LittleEndian
+	file := append([]byte("\x7fELF\x02\x01\x01"), make([]byte, 9)...) // 64 bit, little endian, version 1
+	file = le.AppendUint16(file, 2)                                   // ET_EXEC
+	file = le.AppendUint16(file, machine)
+	file = le.AppendUint32(file, 1)                 // version
+	file = le.AppendUint64(file, base+head+program) // entry
+	file = le.AppendUint64(file, head)              // program headers' offset
+	file = le.AppendUint64(file, 0)                 // no sections
+	file = le.AppendUint32(file, 0)                 // flags
+	for _, n := range []uint16{head, program, 1, 0, 0, 0} {
+		file = le.AppendUint16(file, n)
+	}
+	size := uint64(head + program + len(text))
+	file = le.AppendUint32(file, 1) // PT_LOAD
+	file = le.AppendUint32(file, 5) // readable, executable
+	for _, n := range []uint64{0, base, base, size, size, 0x1000} {
+		file = le.AppendUint64(file, n)
+	}
+	return append(file, text...), nil
+}
