@@ -1,0 +1,240 @@
+package linux
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+)
+
+// routing makes a network's namespace a router between its subnets and its way out. Bridged frames stay out of the
+// router's rules where br_netfilter is loaded.
+var routing = [][2]string{
+	{"ipv4/ip_forward", "1"},
+	{"ipv6/conf/all/forwarding", "1"},
+	{"ipv6/conf/default/accept_ra", "0"},
+	{"bridge/bridge-nf-call-iptables", "0"},
+	{"bridge/bridge-nf-call-ip6tables", "0"},
+	{"bridge/bridge-nf-call-arptables", "0"},
+}
+
+func forwarding(dev string) [2]string { return [2]string{"ipv4/conf/" + dev + "/forwarding", "1"} }
+func noIPv6(dev string) [2]string     { return [2]string{"ipv6/conf/" + dev + "/disable_ipv6", "1"} }
+
+func (s setForwarding) do(_ context.Context, a *actor) error {
+	site, err := a.site(s.In)
+	if err != nil {
+		return err
+	}
+	switch {
+	case s.In == inNetwork:
+		return site.sysctl(routing...)
+	case strings.HasPrefix(s.Dev, a.h.o.Prefix+"-"):
+		return site.sysctl(forwarding(s.Dev), noIPv6(s.Dev))
+	}
+	a.h.uplink.Lock()
+	defer a.h.uplink.Unlock()
+	if err := a.h.keepForwarding(s.Dev); err != nil {
+		return err
+	}
+	return site.sysctl(forwarding(s.Dev))
+}
+
+func (s makeLeg) do(_ context.Context, a *actor) error {
+	network, err := a.site(inNetwork)
+	if err != nil {
+		return err
+	}
+	a.h.uplink.Lock()
+	defer a.h.uplink.Unlock()
+	pair, err := a.h.freePair(a.n.id)
+	if err != nil {
+		return err
+	}
+	at := netlink.NewLinkAttrs()
+	at.Name, at.MTU = s.Dev, s.MTU
+	err = a.h.host.LinkAdd(&netlink.Veth{LinkAttrs: at, PeerName: uplinkDevice, PeerNamespace: netlink.NsFd(network.fd)})
+	if err != nil {
+		return err
+	}
+	// Before it is up, so that it never has an IPv6 address.
+	if err := a.h.host.sysctl(noIPv6(s.Dev), forwarding(s.Dev)); err != nil {
+		return err
+	}
+	near, far := pair, netip.PrefixFrom(pair.Addr().Next(), 31)
+	for _, end := range []struct {
+		s    *site
+		dev  string
+		addr netip.Prefix
+	}{{a.h.host, s.Dev, near}, {network, uplinkDevice, far}} {
+		if err := addAddress(end.s, end.dev, end.addr); err != nil {
+			return err
+		}
+		l, err := end.s.LinkByName(end.dev)
+		if err != nil {
+			return err
+		}
+		if err := end.s.LinkSetUp(l); err != nil {
+			return err
+		}
+	}
+	return setDefault(network, uplinkDevice, near.Addr(), 0)
+}
+
+// freePair finds addresses for a leg. The caller holds the lock of the uplink until they are in use.
+func (h *Host) freePair(network string) (netip.Prefix, error) {
+	nets, err := addressesOf(h.host)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	var taken []netip.Prefix
+	for _, n := range nets {
+		taken = append(taken, n...)
+	}
+	routes, err := h.host.RouteList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	for _, r := range routes {
+		if r.Dst == nil || isDefault(r) {
+			continue
+		}
+		if ip, ok := netip.AddrFromSlice(r.Dst.IP.To4()); ok {
+			bits, _ := r.Dst.Mask.Size()
+			taken = append(taken, netip.PrefixFrom(ip, bits))
+		}
+	}
+	seed := fnv.New32a()
+	_, _ = io.WriteString(seed, h.o.Prefix+"/"+network)
+	p, ok := freeTransit(h.o.Transit, seed.Sum32(), taken)
+	if !ok {
+		return p, fmt.Errorf("no free /31 in the transit range %s: the host has addresses or routes in all of it", h.o.Transit)
+	}
+	return p, nil
+}
+
+func (s setRoute) do(_ context.Context, a *actor) error {
+	site, err := a.site(s.In)
+	if err != nil {
+		return err
+	}
+	return setDefault(site, s.Dev, s.Via, s.Metric)
+}
+
+// setDefault sets a default route. One of the same metric is replaced.
+func setDefault(s *site, dev string, via netip.Addr, metric int) error {
+	l, err := s.LinkByName(dev)
+	if err != nil {
+		return err
+	}
+	zero := &net.IPNet{IP: make(net.IP, via.BitLen()/8), Mask: net.CIDRMask(0, via.BitLen())}
+	return s.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: zero, Gw: via.AsSlice(), Priority: metric})
+}
+
+type uplink struct {
+	name string
+	mtu  int
+}
+
+// uplinkOf finds the device that traffic leaves the host through; none is no error.
+func (h *Host) uplinkOf() (uplink, error) {
+	if h.o.Uplink != "" {
+		l, err := linkByName(h.host, h.o.Uplink)
+		if err != nil || l.Kind == "" {
+			return uplink{}, err
+		}
+		return uplink{h.o.Uplink, l.MTU}, nil
+	}
+	routes, err := h.host.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{}, netlink.RT_FILTER_DST)
+	if err != nil {
+		return uplink{}, fmt.Errorf("find the default route: %w", err)
+	}
+	slices.SortStableFunc(routes, func(a, b netlink.Route) int { return a.Priority - b.Priority })
+	for _, r := range routes {
+		index := r.LinkIndex
+		if index == 0 && len(r.MultiPath) > 0 {
+			index = r.MultiPath[0].LinkIndex
+		}
+		l, err := h.host.LinkByIndex(index)
+		if err == nil && l.Attrs().Name != "lo" {
+			return uplink{l.Attrs().Name, l.Attrs().MTU}, nil
+		}
+	}
+	return uplink{}, nil
+}
+
+// keepForwarding records that an uplink did not forward before it had to, for removeShared.
+func (h *Host) keepForwarding(dev string) error {
+	if on, err := h.host.sysctls(forwarding(dev)); on || err != nil {
+		return err
+	}
+	b, err := json.Marshal(forwardingRecord{Device: dev})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(h.forwardingFile(), b, 0o600)
+}
+
+type forwardingRecord struct {
+	Device string `json:"device"`
+}
+
+func (h *Host) forwardingFile() string { return filepath.Join(h.o.RunDir, "uplink.json") }
+
+// removeShared takes away what networks share in the host's namespace, once there is none. An uplink that forwards for
+// another daemon's networks goes on.
+func (h *Host) removeShared() error {
+	left, err := h.List(context.Background())
+	if err != nil || len(left) > 0 {
+		return err
+	}
+	h.shared.Lock()
+	defer h.shared.Unlock()
+	if left, err = h.List(context.Background()); err != nil || len(left) > 0 {
+		return err
+	}
+	h.uplink.Lock()
+	defer h.uplink.Unlock()
+	names, err := tableNames(h.host)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(names, hostTable(h.o.Prefix)) {
+		c, err := h.host.rules()
+		if err != nil {
+			return err
+		}
+		if err := (table{Name: hostTable(h.o.Prefix)}).remove(c); err != nil {
+			return err
+		}
+	}
+	others := slices.ContainsFunc(names, func(n string) bool {
+		return strings.HasPrefix(n, hostTable("")) && n != hostTable(h.o.Prefix)
+	})
+	b, err := os.ReadFile(h.forwardingFile())
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var rec forwardingRecord
+	if err := json.Unmarshal(b, &rec); err == nil && rec.Device != "" && !others {
+		off := forwarding(rec.Device)
+		off[1] = "0"
+		if err := h.host.sysctl(off); err != nil {
+			return err
+		}
+	}
+	return os.Remove(h.forwardingFile())
+}
