@@ -1,0 +1,271 @@
+package agent
+
+import (
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/engine/fake"
+	"github.com/croftproject/croft/internal/state"
+)
+
+func asked(s api.PowerState) func(*state.Server) {
+	return func(r *state.Server) { r.Spec.State = s }
+}
+
+func deleted(r *state.Server) { r.Intent.Delete, r.Intent.Force = time.Now(), true }
+
+func TestLife(t *testing.T) {
+	h := newHost(t)
+	h.agent()
+	h.server("a", nil)
+	h.phase("a", api.PhaseRunning)
+	h.server("a", asked(api.StatePaused))
+	h.phase("a", api.PhasePaused)
+	h.server("a", asked(api.StateRunning))
+	h.phase("a", api.PhaseRunning)
+	h.server("a", asked(api.StateStopped))
+	h.phase("a", api.PhaseStopped)
+	h.mu.Lock()
+	if open := h.volumes["a"]; open || len(h.groups) > 0 || len(h.ports) > 0 {
+		t.Errorf("a stopped server holds: volume open %v, groups %v, ports %v", open, h.groups, h.ports)
+	}
+	h.mu.Unlock()
+	h.server("a", nil)
+	h.phase("a", api.PhaseRunning)
+	h.server("a", deleted)
+	h.gone("a")
+	h.clean()
+}
+
+func TestRestartIsCarriedOutOnce(t *testing.T) {
+	h := newHost(t)
+	_, stop := h.agent()
+	h.server("a", nil)
+	first := h.phase("a", api.PhaseRunning)
+	again := func(r *state.Server) { r.Intent.Restart = 1 }
+	h.server("a", again)
+	second := h.waitFor("a", "restarted", func(s *state.Status) bool { return s.Phase == api.PhaseRunning && s.Restarted == 1 })
+	if !second.Started.After(first.Started) {
+		t.Errorf("started at %v, after a restart at %v", first.Started, second.Started)
+	}
+	stop()
+	h.agent()
+	h.server("a", func(r *state.Server) { again(r); r.Meta.Labels = map[string]string{"seen": "yes"} })
+	third := h.phase("a", api.PhaseRunning)
+	if !third.Started.Equal(second.Started) {
+		t.Error("the daemon's restart carried the restart out again")
+	}
+}
+
+func TestEndsByThemselves(t *testing.T) {
+	h := newHost(t)
+	h.agent()
+	h.server("off", func(r *state.Server) { r.Meta.Name = "off" })
+	h.phase("off", api.PhaseRunning)
+	h.guests.End("off", 0, "poweroff")
+	st := h.phase("off", api.PhaseStopped)
+	if st.Exit == nil || st.Exit.Reason != "poweroff" {
+		t.Errorf("exit %+v", st.Exit)
+	}
+	// A start lifts the hold.
+	h.server("off", func(r *state.Server) { r.Intent.Start = 1 })
+	h.phase("off", api.PhaseRunning)
+
+	h.server("crash", nil)
+	h.phase("crash", api.PhaseRunning)
+	h.guests.End("crash", 1, "exited")
+	h.waitFor("crash", "backing off", func(s *state.Status) bool { return s.Phase == api.PhaseBackoff && !s.NextStart.IsZero() })
+	h.waitFor("crash", "running again", func(s *state.Status) bool { return s.Phase == api.PhaseRunning && s.Restarts == 1 })
+
+	h.server("reboot", func(r *state.Server) { r.Spec.Restart.Policy = api.RestartNever })
+	first := h.phase("reboot", api.PhaseRunning)
+	h.guests.End("reboot", 0, exitReboot)
+	h.waitFor("reboot", "running again", func(s *state.Status) bool {
+		return s.Phase == api.PhaseRunning && s.Started.After(first.Started)
+	})
+}
+
+// Each step of a start, a stop and a delete fails once; the daemon is ended at each of them, too. In the end the host
+// has what was asked for, or nothing.
+func TestEveryStepFailsOnce(t *testing.T) {
+	startSteps := []string{"prepare", "root", "ports", "cgroup", "launch"}
+	stopSteps := []string{"shutdown", "release", "clean up", "detach ports", "close volume", "remove cgroup"}
+	deleteSteps := append(slices.Clone(stopSteps), "delete volume", "finish deletion")
+	for _, crash := range []bool{false, true} {
+		kind := "fails"
+		if crash {
+			kind = "kills the daemon"
+		}
+		for _, step := range startSteps {
+			t.Run("start/"+step+" "+kind, func(t *testing.T) {
+				t.Parallel()
+				h := newHost(t)
+				h.through(step, crash, func() { h.server("a", nil) })
+				h.phase("a", api.PhaseRunning)
+				h.server("a", deleted)
+				h.gone("a")
+				h.clean()
+			})
+		}
+		for _, step := range stopSteps {
+			t.Run("stop/"+step+" "+kind, func(t *testing.T) {
+				t.Parallel()
+				h := newHost(t)
+				h.through(step, crash, func() {
+					h.server("a", nil)
+					h.phase("a", api.PhaseRunning)
+					h.server("a", asked(api.StateStopped))
+				})
+				h.phase("a", api.PhaseStopped)
+				h.server("a", deleted)
+				h.gone("a")
+				h.clean()
+			})
+		}
+		for _, step := range deleteSteps {
+			t.Run("delete/"+step+" "+kind, func(t *testing.T) {
+				t.Parallel()
+				h := newHost(t)
+				h.through(step, crash, func() {
+					h.server("a", nil)
+					h.phase("a", api.PhaseRunning)
+					h.server("a", deleted)
+				})
+				h.gone("a")
+				h.clean()
+			})
+		}
+	}
+}
+
+// through runs an agent through act, with one step failing once; with crash the agent ends there, and another takes over.
+func (h *host) through(step string, crash bool, act func()) {
+	h.t.Helper()
+	hit := make(chan struct{})
+	once := sync.OnceFunc(func() { close(hit) })
+	failed := false
+	var mu sync.Mutex
+	dead := make(chan struct{})
+	h.setFault(func(_, s string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if s != step || failed {
+			return nil
+		}
+		failed = true
+		once()
+		if crash {
+			mu.Unlock()
+			<-dead
+			mu.Lock()
+		}
+		return errors.New("failed for a test")
+	})
+	_, stop := h.agent()
+	act()
+	select {
+	case <-hit:
+	case <-time.After(20 * time.Second):
+		h.t.Fatalf("step %q was never done", step)
+	}
+	if crash {
+		ended := make(chan struct{})
+		go func() { stop(); close(ended) }()
+		close(dead)
+		<-ended
+		h.agent()
+	}
+}
+
+func TestAdoptsWhatRunsAndRemovesWhatIsUnknown(t *testing.T) {
+	h := newHost(t)
+	_, stop := h.agent()
+	h.server("a", nil)
+	h.server("b", nil)
+	h.server("c", nil)
+	first := h.phase("a", api.PhaseRunning)
+	h.phase("b", api.PhaseRunning)
+	h.phase("c", api.PhaseRunning)
+	stop()
+	cleaned := make(chan struct{})
+	once := sync.OnceFunc(func() { close(cleaned) })
+	h.guests.Hook(fake.Hooks{Clean: func(id string) error {
+		if id == "c" {
+			once()
+		}
+		return nil
+	}})
+	h.guests.End("b", 1, "exited")                   // ends while nobody watches
+	if err := h.Gone(t.Context(), "c"); err != nil { // its record is lost
+		t.Fatal(err)
+	}
+	h.agent()
+	h.waitFor("b", "running again", func(s *state.Status) bool { return s.Phase == api.PhaseRunning && s.Restarts == 1 })
+	if st := h.phase("a", api.PhaseRunning); !st.Started.Equal(first.Started) {
+		t.Error("an adopted guest was started anew")
+	}
+	h.server("a", deleted)
+	h.server("b", deleted)
+	h.gone("a")
+	h.gone("b")
+	select {
+	case <-cleaned:
+	case <-time.After(20 * time.Second):
+		t.Fatal("a server without a record was not removed")
+	}
+}
+
+func TestHostReboot(t *testing.T) {
+	h := newHost(t)
+	_, stop := h.agent()
+	h.server("last", nil)
+	h.server("never", func(r *state.Server) { r.Spec.Autostart.Policy = api.AutostartNever })
+	h.server("always", func(r *state.Server) { r.Spec.Autostart = api.Autostart{Policy: api.AutostartAlways, Order: 1} })
+	h.phase("last", api.PhaseRunning)
+	h.phase("never", api.PhaseRunning)
+	h.phase("always", api.PhaseRunning)
+	stop()
+	h.guests = fake.NewHost()
+	h.boot = "boot-2"
+	h.mu.Lock()
+	h.groups, h.ports = nil, nil
+	h.mu.Unlock()
+	h.reset()
+	h.agent()
+	h.waitFor("last", "running after the reboot", func(s *state.Status) bool { return s.Phase == api.PhaseRunning && s.BootID == "boot-2" })
+	h.waitFor("never", "stopped after the reboot", func(s *state.Status) bool { return s.Phase == api.PhaseStopped && s.BootID == "boot-2" })
+	h.waitFor("always", "running after the reboot", func(s *state.Status) bool { return s.Phase == api.PhaseRunning && s.BootID == "boot-2" })
+	h.server("never", func(r *state.Server) { r.Spec.Autostart.Policy = api.AutostartNever; r.Intent.Start = 1 })
+	h.phase("never", api.PhaseRunning)
+}
+
+func TestBadImageIsNotTriedAgain(t *testing.T) {
+	h := newHost(t)
+	h.agent()
+	h.server("a", func(r *state.Server) { r.Digest = "bad" })
+	st := h.phase("a", api.PhaseFailed)
+	if st.Message == "" {
+		t.Error("a failed server does not say why")
+	}
+	h.server("a", func(r *state.Server) { r.Digest = "bad"; deleted(r) })
+	h.gone("a")
+	h.clean()
+}
+
+func TestGracefulStopIsGivenItsTime(t *testing.T) {
+	h := newHost(t)
+	h.agent()
+	h.guests.Hook(fake.Hooks{Deaf: func(string) bool { return true }})
+	h.server("a", nil)
+	h.phase("a", api.PhaseRunning)
+	h.server("a", func(r *state.Server) {
+		r.Spec.State = api.StateStopped
+		r.Spec.StopTimeout = api.Duration(50 * time.Millisecond)
+	})
+	h.phase("a", api.PhaseStopping)
+	h.phase("a", api.PhaseStopped)
+}
