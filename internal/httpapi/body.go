@@ -37,12 +37,9 @@ func newDecoder[T any](r huma.Registry) decoder {
 
 // decode reads data into out, a pointer to the decoder's type. Errors are *api.Problem.
 func (d decoder) decode(data []byte, out any) error {
-	if err := checkForm(data); err != nil {
+	doc, err := parse(data)
+	if err != nil {
 		return err
-	}
-	var doc any
-	if err := json.Unmarshal(data, &doc); err != nil {
-		return syntaxProblem(err, data)
 	}
 	if _, ok := doc.(map[string]any); !ok {
 		return api.Errorf(api.CodeMalformed, "the body must be a JSON object")
@@ -56,17 +53,56 @@ func (d decoder) decode(data []byte, out any) error {
 	return nil
 }
 
+// parse reads a document whose numbers stay as they are written.
+func parse(data []byte) (doc any, err error) {
+	if err := checkForm(data); err != nil {
+		return nil, err
+	}
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.UseNumber()
+	if err := d.Decode(&doc); err != nil {
+		return nil, syntaxProblem(err, data)
+	}
+	return doc, nil
+}
+
+// floats is a copy of the document with the numbers that the validator takes. One that is out of range is a field error.
+func floats(doc any, at string, fields *[]api.FieldError) any {
+	switch v := doc.(type) {
+	case json.Number:
+		f, err := v.Float64()
+		if err != nil {
+			*fields = append(*fields, api.FieldError{Pointer: at, Code: api.CodeInvalid, Message: "is out of range"})
+		}
+		return f
+	case map[string]any:
+		out := make(map[string]any, len(v))
+		for name, value := range v {
+			out[name] = floats(value, at+"/"+escape(name), fields)
+		}
+		return out
+	case []any:
+		out := make([]any, len(v))
+		for i, value := range v {
+			out[i] = floats(value, at+"/"+strconv.Itoa(i), fields)
+		}
+		return out
+	}
+	return doc
+}
+
 // check validates a decoded document against the type's values and the schema.
 func (d decoder) check(doc any) []api.FieldError {
 	var fields []api.FieldError
 	checkText(d.typ, doc, "", &fields)
+	plain := floats(doc, "", &fields)
 	told := map[string]bool{}
 	for _, f := range fields {
 		told[f.Pointer] = true
 	}
 	var result huma.ValidateResult
 	path := huma.NewPathBuffer(nil, 0)
-	huma.Validate(d.registry, d.schema, path, huma.ModeWriteToServer, doc, &result)
+	huma.Validate(d.registry, d.schema, path, huma.ModeWriteToServer, plain, &result)
 	for _, err := range result.Errors {
 		if f := bodyError(err, doc); !told[f.Pointer] {
 			fields = append(fields, f)

@@ -26,9 +26,9 @@ func jobAnswer(tenant string, j *api.Job) *jobOutput {
 }
 
 type importInput struct {
-	call
-	inTenant
-	keyed
+	Call
+	InTenant
+	Keyed
 	Name      string   `query:"name" required:"true" maxLength:"63" doc:"Name of the image."`
 	Shared    bool     `query:"shared" doc:"Visible to every tenant (operator)."`
 	Labels    []string `query:"labels,explode" doc:"Labels, as key=value; repeated or separated by commas."`
@@ -48,7 +48,7 @@ func (s *server) importRoute() {
 		if !nameForm.MatchString(in.Tenant) {
 			return nil, api.Errorf(api.CodeNotFound, "there is no tenant %q", clip(in.Tenant))
 		}
-		labels, err := (&listQuery{Labels: in.Labels}).options(false)
+		labels, err := (&ListQuery{Labels: in.Labels}).options(false)
 		if err != nil {
 			return nil, err
 		}
@@ -83,9 +83,9 @@ func (s *server) buildRoute() {
 		Summary: "Build a built-in image", DefaultStatus: http.StatusAccepted,
 	}
 	huma.Register(s.api, op, answered(func(ctx context.Context, in *struct {
-		call
-		inTenant
-		keyed
+		Call
+		InTenant
+		Keyed
 	}) (*jobOutput, error) {
 		if !nameForm.MatchString(in.Tenant) {
 			return nil, api.Errorf(api.CodeNotFound, "there is no tenant %q", clip(in.Tenant))
@@ -110,9 +110,9 @@ func (s *server) buildRoute() {
 // powerRoutes registers the acts on a server's power.
 func (s *server) powerRoutes() {
 	type input struct {
-		inTenant
-		named
-		keyed
+		InTenant
+		Named
+		Keyed
 		Action string `path:"action" enum:"start,stop,restart,pause,resume" doc:"What to do."`
 		Force  bool   `query:"force" doc:"Stop hard at once, as if the plug was pulled."`
 	}
@@ -156,7 +156,7 @@ func (s *server) usageRoutes() {
 		OperationID: "list-usage", Method: http.MethodGet, Path: "/v1/tenants/{tenant}/usage", Tags: []string{"usage"},
 		Summary: "What the tenant's servers use now",
 	}
-	huma.Register(s.api, op, answered(func(ctx context.Context, in *struct{ inTenant }) (*output, error) {
+	huma.Register(s.api, op, answered(func(ctx context.Context, in *struct{ InTenant }) (*output, error) {
 		if !nameForm.MatchString(in.Tenant) {
 			return nil, api.Errorf(api.CodeNotFound, "there is no tenant %q", clip(in.Tenant))
 		}

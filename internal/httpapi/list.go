@@ -17,8 +17,8 @@ import (
 	"github.com/croftproject/croft/api"
 )
 
-// listQuery selects, pages and watches.
-type listQuery struct {
+// ListQuery selects, pages and watches.
+type ListQuery struct {
 	Limit       int      `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Most items of the page."`
 	Cursor      string   `query:"cursor" maxLength:"1024" doc:"Cursor of the page, from next of the page before."`
 	Labels      []string `query:"labels,explode" maxItems:"64" doc:"Labels that must match, as key=value; repeated or separated by commas."`
@@ -34,7 +34,7 @@ type listQuery struct {
 	Accept      string   `header:"Accept"`
 }
 
-func (q *listQuery) options(allTenants bool) (ListOptions, error) {
+func (q *ListQuery) options(allTenants bool) (ListOptions, error) {
 	o := ListOptions{Limit: q.Limit, Cursor: q.Cursor, AllTenants: allTenants}
 	for _, group := range q.Labels {
 		for _, label := range strings.Split(group, ",") {
@@ -64,7 +64,7 @@ func (q *listQuery) options(allTenants bool) (ListOptions, error) {
 }
 
 // from is the revision that a watch starts after.
-func (q *listQuery) from() (int64, error) {
+func (q *ListQuery) from() (int64, error) {
 	if q.LastEventID == "" {
 		return q.From, nil
 	}
@@ -80,28 +80,28 @@ func (k *kind[T, S]) lists() {
 	op := k.operation(http.MethodGet, "list", k.path(), "List or watch "+k.plural, http.StatusOK)
 	op.OperationID += "s"
 	register(k.global, k.server, k.describeList(op),
-		func(ctx context.Context, in *struct{ listQuery }) (*huma.StreamResponse, error) {
-			return k.list(ctx, "", in.listQuery, false)
+		func(ctx context.Context, in *struct{ ListQuery }) (*huma.StreamResponse, error) {
+			return k.list(ctx, "", in.ListQuery, false)
 		},
 		func(ctx context.Context, in *struct {
-			inTenant
-			listQuery
+			InTenant
+			ListQuery
 		}) (*huma.StreamResponse, error) {
 			if !nameForm.MatchString(in.Tenant) {
 				return nil, k.checkNames(in.Tenant, "x")
 			}
-			return k.list(ctx, in.Tenant, in.listQuery, false)
+			return k.list(ctx, in.Tenant, in.ListQuery, false)
 		})
 	if k.global {
 		return
 	}
 	op = k.operation(http.MethodGet, "list-all", "/v1/"+k.plural, "List or watch the "+k.plural+" of all tenants (operator)", http.StatusOK)
 	op.OperationID += "s"
-	huma.Register(k.api, k.describeList(op), answered(func(ctx context.Context, in *struct{ listQuery }) (*huma.StreamResponse, error) {
+	huma.Register(k.api, k.describeList(op), answered(func(ctx context.Context, in *struct{ ListQuery }) (*huma.StreamResponse, error) {
 		if err := needOperator(ctx); err != nil {
 			return nil, err
 		}
-		return k.list(ctx, "", in.listQuery, true)
+		return k.list(ctx, "", in.ListQuery, true)
 	}))
 }
 
@@ -117,7 +117,7 @@ func (k *kind[T, S]) describeList(op huma.Operation) huma.Operation {
 	return op
 }
 
-func (k *kind[T, S]) list(ctx context.Context, tenant string, q listQuery, all bool) (*huma.StreamResponse, error) {
+func (k *kind[T, S]) list(ctx context.Context, tenant string, q ListQuery, all bool) (*huma.StreamResponse, error) {
 	o, err := q.options(all)
 	if err != nil {
 		return nil, err
@@ -165,7 +165,7 @@ func encodePage(page Raw) []byte {
 }
 
 // watch streams changes until the client goes, or the watch breaks: the client then resumes with Last-Event-ID.
-func (k *kind[T, S]) watch(ctx context.Context, tenant string, q listQuery, o ListOptions) (*huma.StreamResponse, error) {
+func (k *kind[T, S]) watch(ctx context.Context, tenant string, q ListQuery, o ListOptions) (*huma.StreamResponse, error) {
 	from, err := q.from()
 	if err != nil {
 		return nil, err

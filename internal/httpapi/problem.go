@@ -48,9 +48,9 @@ func newRouterError(status int, message string, errs ...error) huma.StatusError 
 		p.Errors = append(p.Errors, parameterError(err))
 	}
 	if len(p.Errors) > 0 && p.Code == api.CodeInvalid {
-		p.Detail = "the request's parameters are not acceptable"
-		p.Code = p.Errors[0].Code
-		p.Title = strings.ReplaceAll(string(p.Code), "-", " ")
+		fields := p.Errors
+		p = api.Errorf(fields[0].Code, "the request's parameters are not acceptable")
+		p.Errors = fields
 	}
 	return &problem{*p}
 }

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -39,33 +40,39 @@ type replace[S any] struct {
 	Status   json.RawMessage   `json:"status,omitempty" readOnly:"true"`
 }
 
-// Inputs of the routes. call is embedded in each, and gives its handler the request.
-type call struct{ ctx huma.Context }
+// Inputs of the routes are put together from these; the router fills exported fields only, of embedded structs too.
+
+// Call gives a handler the request.
+type Call struct{ ctx huma.Context }
 
 // Resolve keeps the request: bodies are read by the handlers, with limits and pointers of their own.
-func (c *call) Resolve(ctx huma.Context) []error {
+func (c *Call) Resolve(ctx huma.Context) []error {
 	c.ctx = ctx
 	return nil
 }
 
-func (c *call) request() *http.Request {
+func (c *Call) request() *http.Request {
 	r, _ := humago.Unwrap(c.ctx)
 	return r
 }
 
-type inTenant struct {
+// InTenant is the tenant in the path.
+type InTenant struct {
 	Tenant string `path:"tenant" doc:"Tenant that owns the resource."`
 }
 
-type named struct {
+// Named is the name in the path.
+type Named struct {
 	Name string `path:"name" doc:"Name, or id."`
 }
 
-type matched struct {
+// Matched is the precondition of a change.
+type Matched struct {
 	IfMatch string `header:"If-Match" doc:"ETag that the resource must still have; else 412."`
 }
 
-type keyed struct {
+// Keyed makes a request repeatable.
+type Keyed struct {
 	Key string `header:"Idempotency-Key" doc:"Word of the caller's own choice (at most 255 characters): the same request with the same key is done once."`
 }
 
@@ -222,12 +229,12 @@ func (k *kind[T, S]) get() {
 	}
 	op := k.operation(http.MethodGet, "get", k.path()+"/{name}", "Show a "+k.singular, http.StatusOK)
 	register(k.global, k.server, op,
-		func(ctx context.Context, in *struct{ named }) (*resourceOutput[T], error) {
+		func(ctx context.Context, in *struct{ Named }) (*resourceOutput[T], error) {
 			return handle(ctx, "", in.Name)
 		},
 		func(ctx context.Context, in *struct {
-			inTenant
-			named
+			InTenant
+			Named
 		}) (*resourceOutput[T], error) {
 			return handle(ctx, in.Tenant, in.Name)
 		})
@@ -255,15 +262,15 @@ func (k *kind[T, S]) post() {
 	op := k.operation(http.MethodPost, "create", k.path(), "Create a "+k.singular, http.StatusAccepted)
 	register(k.global, k.server, op,
 		func(ctx context.Context, in *struct {
-			call
-			keyed
+			Call
+			Keyed
 		}) (*resourceOutput[T], error) {
 			return handle(ctx, "", in.request())
 		},
 		func(ctx context.Context, in *struct {
-			call
-			inTenant
-			keyed
+			Call
+			InTenant
+			Keyed
 		}) (*resourceOutput[T], error) {
 			return handle(ctx, in.Tenant, in.request())
 		})
@@ -295,17 +302,17 @@ func (k *kind[T, S]) put() {
 	op := k.operation(http.MethodPut, "replace", k.path()+"/{name}", "Replace the spec and labels of a "+k.singular, http.StatusOK)
 	register(k.global, k.server, op,
 		func(ctx context.Context, in *struct {
-			call
-			named
-			matched
+			Call
+			Named
+			Matched
 		}) (*resourceOutput[T], error) {
 			return handle(ctx, "", in.Name, in.IfMatch, in.request())
 		},
 		func(ctx context.Context, in *struct {
-			call
-			inTenant
-			named
-			matched
+			Call
+			InTenant
+			Named
+			Matched
 		}) (*resourceOutput[T], error) {
 			return handle(ctx, in.Tenant, in.Name, in.IfMatch, in.request())
 		})
@@ -347,17 +354,17 @@ func (k *kind[T, S]) patch() {
 	op := k.operation(http.MethodPatch, "patch", k.path()+"/{name}", "Change fields of a "+k.singular+" (JSON merge patch, RFC 7396)", http.StatusOK)
 	register(k.global, k.server, op,
 		func(ctx context.Context, in *struct {
-			call
-			named
-			matched
+			Call
+			Named
+			Matched
 		}) (*resourceOutput[T], error) {
 			return handle(ctx, "", in.Name, in.IfMatch, in.request())
 		},
 		func(ctx context.Context, in *struct {
-			call
-			inTenant
-			named
-			matched
+			Call
+			InTenant
+			Named
+			Matched
 		}) (*resourceOutput[T], error) {
 			return handle(ctx, in.Tenant, in.Name, in.IfMatch, in.request())
 		})
@@ -370,12 +377,9 @@ func readPatch(r *http.Request) (map[string]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkForm(data); err != nil {
+	doc, err := parse(data)
+	if err != nil {
 		return nil, err
-	}
-	var doc any
-	if err := json.Unmarshal(data, &doc); err != nil {
-		return nil, syntaxProblem(err, data)
 	}
 	patch, ok := doc.(map[string]any)
 	if !ok {
@@ -393,18 +397,14 @@ func (k *kind[T, S]) patchOnce(ctx context.Context, tenant, name string, patch m
 	if revision == 0 {
 		revision = k.meta(current).Revision
 	}
-	var doc map[string]any
-	encoded, err := json.Marshal(current)
-	if err == nil {
-		err = json.Unmarshal(encoded, &doc)
-	}
+	doc, err := document(current)
 	if err != nil {
 		return nil, fmt.Errorf("encode %s %s: %w", k.singular, name, err)
 	}
 	for _, own := range []string{"status", "tenant", "id", "created", "revision"} {
 		delete(doc, own)
 	}
-	if wanted, ok := patch["revision"].(float64); ok && int64(wanted) != k.meta(current).Revision {
+	if wanted, ok := patch["revision"].(json.Number); ok && wanted.String() != strconv.FormatInt(k.meta(current).Revision, 10) {
 		return nil, api.Errorf(api.CodeConflict, "%s %s was changed meanwhile: it is at revision %d", k.singular, name, k.meta(current).Revision)
 	}
 	merged, err := json.Marshal(mergePatch(doc, patch))
@@ -416,6 +416,18 @@ func (k *kind[T, S]) patchOnce(ctx context.Context, tenant, name string, patch m
 		return nil, err
 	}
 	return k.replace(ctx, tenant, name, body, revision)
+}
+
+// document is a resource as a JSON document.
+func document(resource any) (doc map[string]any, err error) {
+	encoded, err := json.Marshal(resource)
+	if err != nil {
+		return nil, err
+	}
+	d := json.NewDecoder(bytes.NewReader(encoded))
+	d.UseNumber()
+	err = d.Decode(&doc)
+	return doc, err
 }
 
 func (k *kind[T, S]) delete() {
@@ -433,22 +445,22 @@ func (k *kind[T, S]) delete() {
 		}
 		return k.output(http.StatusAccepted, t), nil
 	}
-	type forced struct {
+	type Forced struct {
 		Force bool `query:"force" doc:"Stop a running server hard first; without it a running server is refused with wrong-state."`
 	}
 	op := k.operation(http.MethodDelete, "delete", k.path()+"/{name}", "Delete a "+k.singular, http.StatusAccepted)
 	register(k.global, k.server, op,
 		func(ctx context.Context, in *struct {
-			named
-			matched
+			Named
+			Matched
 		}) (*resourceOutput[T], error) {
 			return handle(ctx, "", in.Name, in.IfMatch, false)
 		},
 		func(ctx context.Context, in *struct {
-			inTenant
-			named
-			matched
-			forced
+			InTenant
+			Named
+			Matched
+			Forced
 		}) (*resourceOutput[T], error) {
 			return handle(ctx, in.Tenant, in.Name, in.IfMatch, in.Force)
 		})

@@ -20,10 +20,18 @@ type (
 	durationSchema string
 )
 
-func (bytesSchema) Schema(huma.Registry) *huma.Schema    { return &huma.Schema{Ref: schemaPrefix + "Bytes"} }
-func (cpuSchema) Schema(huma.Registry) *huma.Schema      { return &huma.Schema{Ref: schemaPrefix + "MilliCPU"} }
-func (rateSchema) Schema(huma.Registry) *huma.Schema     { return &huma.Schema{Ref: schemaPrefix + "BitRate"} }
-func (durationSchema) Schema(huma.Registry) *huma.Schema { return &huma.Schema{Ref: schemaPrefix + "Duration"} }
+func (bytesSchema) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{Ref: schemaPrefix + "Bytes"}
+}
+func (cpuSchema) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{Ref: schemaPrefix + "MilliCPU"}
+}
+func (rateSchema) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{Ref: schemaPrefix + "BitRate"}
+}
+func (durationSchema) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{Ref: schemaPrefix + "Duration"}
+}
 
 var quantityTypes = map[reflect.Type]reflect.Type{
 	reflect.TypeFor[api.Bytes]():    reflect.TypeFor[bytesSchema](),
