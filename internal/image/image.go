@@ -15,6 +15,9 @@ import (
 // ErrBad says that what was imported is no image, or damaged, or tries to reach outside itself. It is wrapped with the reason.
 var ErrBad = errors.New("bad image")
 
+// ErrNotFound says that there is no content of a digest.
+var ErrNotFound = errors.New("no such image")
+
 // Store keeps the content of images below one directory.
 type Store interface {
 	// Import reads an image in whatever form it has and keeps it; the same content is kept once. progress is told the step
