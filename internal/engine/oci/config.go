@@ -25,6 +25,7 @@ type Facts struct {
 	Fuse     bool     // the host has /dev/fuse
 	Tun      bool     // the host has /dev/net/tun
 	Hostname string   // path of a file for /etc/hostname; empty for none
+	Files    uint64   // most open files of a process that the guest can be given
 }
 
 // Cgroups is how the host's control groups are mounted (cgroups(7)).
@@ -49,6 +50,9 @@ type Device struct {
 	Major, Minor int64
 	ReadOnly     bool
 }
+
+// maxFiles is the hard limit of open files that systemd gives to what it starts (systemd-system.conf(5)).
+const maxFiles = 524288
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -84,7 +88,10 @@ func process(m *engine.Machine, host Facts, c confinement) *specs.Process {
 	p := &specs.Process{
 		Cwd:         "/",
 		OOMScoreAdj: &oom,
-		Rlimits:     []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1024, Hard: 524288}},
+	}
+	if host.Files > 0 {
+		limit := min(host.Files, maxFiles)
+		p.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: min(limit, 1024), Hard: limit}}
 	}
 	if m.App == nil {
 		p.Terminal = true

@@ -67,6 +67,7 @@ func gather(m *engine.Machine, groups hierarchies) (host Facts, release func(), 
 	if err := host.grants(m, b); err != nil {
 		return host, release, err
 	}
+	host.Files = filesLimit()
 	host.Tun = usable("/dev/net/tun")
 	host.Fuse = usable("/dev/fuse")
 	if m.App != nil {
@@ -138,6 +139,16 @@ func (host *Facts) grants(m *engine.Machine, b bundle) error {
 		host.Binds = append(host.Binds, bind)
 	}
 	return nil
+}
+
+// filesLimit is this process's own hard limit, which the keeper got from it: in a user namespace, it can't be raised
+// (getrlimit(2), CAP_SYS_RESOURCE).
+func filesLimit() uint64 {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0
+	}
+	return limit.Max
 }
 
 // usable tells whether a device node is there for everyone: the guest sees it as nobody's.
