@@ -1,0 +1,123 @@
+// Package qemu runs servers in QEMU, in two ways:
+//
+//   - "qemu" (model full): the q35 machine, a complete PC with firmware, PCI, disks and a display;
+//   - "microvm" (model para): QEMU's microvm machine, which starts a kernel directly (PVH) and has virtio-mmio devices only.
+//
+// Both use KVM where package accel finds that it runs guests, and QEMU's translator (TCG) where it doesn't.
+//
+// QEMU runs through the keeper, as a user of the machine's own, in an empty network namespace, with its seccomp sandbox
+// on. The machine's serial port is QEMU's standard input and output: the keeper's terminal. In RunDir, which belongs to
+// that user, QEMU makes its sockets:
+//
+//	control  QMP; whoever has something to say connects, says it and leaves, so that nobody holds up another
+//	events   QMP; the daemon listens here for as long as it lives
+//	vnc      RFB (qemu only)
+//	stderr   what QEMU complained of
+//	asked    made by us: that the guest's end was asked for, so that a later daemon knows
+package qemu
+
+import (
+	"context"
+	"path/filepath"
+	"sync"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/engine"
+	"github.com/croftproject/croft/internal/engine/qemu/accel"
+)
+
+// Names of the engines.
+const (
+	Full    = "qemu"
+	MicroVM = "microvm"
+)
+
+// DefaultBinary is looked for in PATH.
+const DefaultBinary = "qemu-system-x86_64"
+
+// Options are what an engine may be told. The zero value is fine.
+type Options struct {
+	// Binary is QEMU's name in PATH, or its path. Empty: DefaultBinary.
+	Binary string
+	// OOMKilled tells whether the kernel killed a process in a cgroup for want of memory since the cgroup was made. Nil:
+	// a guest that was killed for it counts as ended by a signal.
+	OOMKilled func(cgroup string) bool
+}
+
+// Engine is one of the two engines.
+type Engine struct {
+	machine machine
+	keeper  engine.Keeper
+	options Options
+
+	mu    sync.Mutex
+	lives map[string]*life // by machine: what is known of guests that run, shared by all Guests of one
+	host  host             // what Probe found
+}
+
+var _ engine.Engine = (*Engine)(nil)
+
+// machine is what tells the two engines apart.
+type machine struct {
+	name     string
+	alias    string // QEMU's name of the machine type
+	model    api.Model
+	root     engine.RootKind
+	validate func(*api.ServerSpec) []api.FieldError
+	// overhead is QEMU's memory beyond the guest's, without what TCG translates.
+	overhead api.Bytes
+	display  bool
+}
+
+// NewFull makes the engine "qemu".
+func NewFull(k engine.Keeper, o Options) *Engine { return newEngine(q35, k, o) }
+
+// NewMicroVM makes the engine "microvm".
+func NewMicroVM(k engine.Keeper, o Options) *Engine { return newEngine(microvm, k, o) }
+
+func newEngine(m machine, k engine.Keeper, o Options) *Engine {
+	if o.Binary == "" {
+		o.Binary = DefaultBinary
+	}
+	return &Engine{machine: m, keeper: k, options: o, lives: map[string]*life{}}
+}
+
+var (
+	q35     = machine{name: Full, alias: "q35", model: api.ModelFull, root: engine.RootDisk, validate: validateFull, overhead: 96 * api.MiB, display: true}
+	microvm = machine{name: MicroVM, alias: "microvm", model: api.ModelPara, root: engine.RootFS, validate: validateMicroVM, overhead: 64 * api.MiB}
+)
+
+// translationCache is the most memory that TCG keeps translated code in. QEMU's own default is a gigabyte.
+const translationCache = 128 * api.MiB
+
+func (e *Engine) Traits() engine.Traits {
+	return engine.Traits{Name: e.machine.name, Model: e.machine.model, Root: e.machine.root, NIC: engine.NICTap, Seed: true}
+}
+
+// Validate checks a spec; purely.
+func (e *Engine) Validate(spec *api.ServerSpec) []api.FieldError { return e.machine.validate(spec) }
+
+// Overhead is QEMU's own memory: its heap, devices and firmware, a stack and state for each virtual CPU, and under TCG
+// the cache of translated code and its tables.
+func (e *Engine) Overhead(spec *api.ServerSpec) api.Bytes {
+	total := e.machine.overhead + api.Bytes(spec.CPU.Count)*2*api.MiB
+	if accel.Probe(context.Background()).Kind == accel.TCG {
+		total += translationCache + translationCache/4
+	}
+	return total
+}
+
+// paths of a machine's files.
+type paths struct{ control, events, vnc, stderr, asked, vars, log string }
+
+func pathsOf(m *engine.Machine) paths {
+	return paths{
+		control: filepath.Join(m.RunDir, "control"),
+		events:  filepath.Join(m.RunDir, "events"),
+		vnc:     filepath.Join(m.RunDir, "vnc"),
+		stderr:  filepath.Join(m.RunDir, "stderr"),
+		asked:   filepath.Join(m.RunDir, "asked"),
+		vars:    filepath.Join(m.Dir, "efivars.fd"),
+		log:     engine.ConsoleLog(m),
+	}
+}
