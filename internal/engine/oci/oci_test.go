@@ -85,11 +85,11 @@ func groupDirs(group string) []string {
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
 		return []string{filepath.Join("/sys/fs/cgroup", group)}
 	}
-	found, _ := filepath.Glob("/sys/fs/cgroup/*/")
-	dirs := make([]string, 0, len(found))
-	for _, dir := range found {
-		if info, err := os.Lstat(strings.TrimSuffix(dir, "/")); err == nil && info.IsDir() {
-			dirs = append(dirs, filepath.Join(dir, group))
+	found, _ := os.ReadDir("/sys/fs/cgroup")
+	var dirs []string
+	for _, e := range found {
+		if e.IsDir() { // links are second names
+			dirs = append(dirs, filepath.Join("/sys/fs/cgroup", e.Name(), group))
 		}
 	}
 	return dirs
@@ -101,6 +101,26 @@ func makeGroups(t testing.TB, group string) {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
+	}
+	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+		inherit(t, filepath.Dir(group), file)
+		inherit(t, group, file)
+	}
+}
+
+// inherit copies a setting of v1's cpuset from the parent: a group without takes no process (cpuset(7)).
+func inherit(t testing.TB, group, file string) {
+	t.Helper()
+	dir := filepath.Join("/sys/fs/cgroup/cpuset", group)
+	value, err := os.ReadFile(filepath.Join(filepath.Dir(dir), file))
+	if os.IsNotExist(err) {
+		return
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, file), value, 0)
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

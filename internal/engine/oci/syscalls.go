@@ -2,56 +2,26 @@ package oci
 
 import "strings"
 
-// System calls by who may make them (syscalls(2)). What is in no list is refused with EPERM: among others bpf, keyctl
-// and its kin, perf_event_open, userfaultfd, io_uring_*, kexec_*, *_module, iopl and ioperm, swapon, settimeofday,
-// clock_settime, lookup_dcookie, nfsservctl, vm86. Names that an architecture or an older libseccomp does not know are
-// passed over by the runtime.
+// System calls that guests may not make, by why (syscalls(2)). Names that an architecture does not have are passed over
+// by the runtime.
 
-// everyCalls are harmless within a guest's namespaces and capabilities.
-var everyCalls = strings.Fields(`
-	_llseek _newselect accept accept4 access adjtimex alarm arch_prctl bind brk cachestat capget capset chdir chmod
-	chown chown32 chroot clock_adjtime clock_adjtime64 clock_getres clock_getres_time64 clock_gettime
-	clock_gettime64 clock_nanosleep clock_nanosleep_time64 close close_range connect copy_file_range creat dup dup2
-	dup3 epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_pwait epoll_pwait2 epoll_wait epoll_wait_old
-	eventfd eventfd2 execve execveat exit exit_group faccessat faccessat2 fadvise64 fadvise64_64 fallocate
-	fanotify_mark fchdir fchmod fchmodat fchmodat2 fchown fchown32 fchownat fcntl fcntl64 fdatasync fgetxattr
-	flistxattr flock fork fremovexattr fsetxattr fstat fstat64 fstatat64 fstatfs fstatfs64 fsync ftruncate
-	ftruncate64 futex futex_requeue futex_time64 futex_wait futex_waitv futex_wake futimesat get_mempolicy
-	get_robust_list get_thread_area getcpu getcwd getdents getdents64 getegid getegid32 geteuid geteuid32 getgid
-	getgid32 getgroups getgroups32 getitimer getpeername getpgid getpgrp getpid getppid getpriority getrandom
-	getresgid getresgid32 getresuid getresuid32 getrlimit getrusage getsid getsockname getsockopt gettid
-	gettimeofday getuid getuid32 getxattr getxattrat inotify_add_watch inotify_init inotify_init1 inotify_rm_watch
-	io_cancel io_destroy io_getevents io_pgetevents io_pgetevents_time64 io_setup io_submit ioctl ioprio_get
-	ioprio_set ipc kcmp kill landlock_add_rule landlock_create_ruleset landlock_restrict_self lchown lchown32
-	lgetxattr link linkat listen listmount listxattr listxattrat llistxattr lremovexattr lseek lsetxattr
-	lsm_get_self_attr lsm_list_modules lsm_set_self_attr lstat lstat64 madvise map_shadow_stack mbind membarrier
-	memfd_create mincore mkdir mkdirat mknod mknodat mlock mlock2 mlockall mmap mmap2 modify_ldt
-	mprotect mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedreceive_time64 mq_timedsend mq_timedsend_time64
-	mq_unlink mremap mseal msgctl msgget msgrcv msgsnd msync munlock munlockall munmap name_to_handle_at nanosleep
-	newfstatat open openat openat2 pause pidfd_getfd pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc pkey_free
-	pkey_mprotect poll ppoll ppoll_time64 prctl pread64 preadv preadv2 prlimit64 process_madvise process_mrelease
-	process_vm_readv process_vm_writev pselect6 pselect6_time64 ptrace pwrite64 pwritev pwritev2 read readahead
-	readlink readlinkat readv recv recvfrom recvmmsg recvmmsg_time64 recvmsg remap_file_pages removexattr
-	removexattrat rename renameat renameat2 restart_syscall rmdir rseq rt_sigaction rt_sigpending rt_sigprocmask
-	rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_sigtimedwait_time64 rt_tgsigqueueinfo
-	sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr sched_getparam sched_getscheduler
-	sched_rr_get_interval sched_rr_get_interval_time64 sched_setaffinity sched_setattr sched_setparam
-	sched_setscheduler sched_yield seccomp select semctl semget semop semtimedop semtimedop_time64 send sendfile
-	sendfile64 sendmmsg sendmsg sendto set_mempolicy set_mempolicy_home_node set_robust_list set_thread_area
-	set_tid_address setfsgid setfsgid32 setfsuid setfsuid32 setgid setgid32 setgroups setgroups32 setitimer setpgid
-	setpriority setregid setregid32 setresgid setresgid32 setresuid setresuid32 setreuid setreuid32 setrlimit setsid
-	setsockopt setuid setuid32 setxattr setxattrat shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4
-	sigprocmask sigreturn socketcall socketpair splice stat stat64 statfs statfs64 statmount statx symlink symlinkat
-	sync sync_file_range syncfs sysinfo tee tgkill time timer_create timer_delete timer_getoverrun timer_gettime
-	timer_gettime64 timer_settime timer_settime64 timerfd_create timerfd_gettime timerfd_gettime64 timerfd_settime
-	timerfd_settime64 times tkill truncate truncate64 ugetrlimit umask uname unlink unlinkat uretprobe utime
-	utimensat utimensat_time64 utimes vfork vhangup vmsplice wait4 waitid waitpid write writev`)
+// hostCalls act on the host as a whole, or their checks have failed before: modules, other kernels, clocks, swap,
+// hardware, and what has no namespaces (keys, BPF, performance counters) or much unseasoned code (io_uring,
+// userfaultfd). Then what no program of today needs.
+var hostCalls = strings.Fields(`
+	create_module delete_module finit_module init_module get_kernel_syms query_module
+	kexec_load kexec_file_load
+	clock_settime clock_settime64 settimeofday stime
+	swapon swapoff
+	iopl ioperm pciconfig_iobase pciconfig_read pciconfig_write
+	perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register
+	migrate_pages move_pages lookup_dcookie memfd_secret
+	_sysctl afs_syscall bdflush getpmsg mpx nfsservctl putpmsg security sysfs tuxcall uselib ustat vserver vm86 vm86old`)
 
-// systemCalls are those that an init needs besides: mounts, namespaces of existing kinds, host name, power.
+// sharedCalls act on what all guests and the host share, unless the kernel sees to it; container managers need them.
+var sharedCalls = strings.Fields(`bpf add_key keyctl request_key`)
+
+// systemCalls are for an init: mounts, existing namespaces, host name, power. Applications have no use for them.
 var systemCalls = strings.Fields(`
-	acct fanotify_init fsconfig fsmount fsopen fspick mount mount_setattr move_mount open_by_handle_at open_tree
-	open_tree_attr pivot_root quotactl quotactl_fd reboot setdomainname sethostname setns syslog umount umount2`)
-
-// nestingCalls are those that container managers and services of their own users need besides.
-var nestingCalls = strings.Fields(`
-	add_key bpf clone clone3 keyctl request_key unshare`)
+	mount mount_setattr move_mount open_tree open_tree_attr fsconfig fsmount fsopen fspick pivot_root umount umount2
+	setns sethostname setdomainname reboot quotactl quotactl_fd fanotify_init open_by_handle_at acct syslog`)
