@@ -209,7 +209,13 @@ func (a *actor) observePorts(o *observed, want hostnet.Network, how scope) (host
 		l := n.seen[dev]
 		touched := l.Kind == "" || a.events.link[l.Index] || l.PeerNS >= 0 && a.events.peer[l.PeerNS]
 		if old, ok := n.ports[dev]; ok && !touched && samePort(old, p) {
-			continue
+			// Unbinding a namespace sends no event.
+			if ok, err := a.h.guestBound(p); ok || err != nil {
+				if err != nil {
+					return todo, err
+				}
+				continue
+			}
 		}
 		todo.Ports = append(todo.Ports, p)
 	}
@@ -231,6 +237,14 @@ func (a *actor) observePorts(o *observed, want hostnet.Network, how scope) (host
 		}
 	}
 	return todo, nil
+}
+
+// guestBound tells whether the namespace that a port's guest end is in is where it should be.
+func (h *Host) guestBound(p hostnet.Port) (bool, error) {
+	if p.Kind != hostnet.Namespace {
+		return true, nil
+	}
+	return bound(h.serverPath(p.Server))
 }
 
 // observeAll looks at every port: those that are wanted, those recorded, and those whose device is there.

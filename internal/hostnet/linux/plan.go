@@ -100,7 +100,8 @@ func planBridge(want hostnet.Network, have observed) []step {
 	for _, s := range want.Subnets {
 		gateways = append(gateways, netip.PrefixFrom(s.Gateway, s.Prefix.Bits()))
 	}
-	return append(steps, addresses(inNetwork, bridgeDevice, nets, gateways)...)
+	set, _ := addresses(inNetwork, bridgeDevice, nets, gateways)
+	return append(steps, set...)
 }
 
 // change mends a device's properties. Empty ones are not cared about.
@@ -119,20 +120,22 @@ func change(in place, dev string, l link, mtu int, mac string) []step {
 	return []step{s}
 }
 
-// addresses makes a device's addresses those wanted. IPv6 link-local addresses are the kernel's affair.
-func addresses(in place, dev string, have, want []netip.Prefix) []step {
-	var steps []step
+// addresses makes a device's addresses those wanted. IPv6 link-local addresses are the kernel's affair. With an address
+// the kernel may take others of its subnet (those added after it) and the device's routes; lost tells that it may have.
+func addresses(in place, dev string, have, want []netip.Prefix) (steps []step, lost bool) {
+	gone := map[netip.Prefix]bool{}
 	for _, a := range have {
 		if !slices.Contains(want, a) && !(a.Addr().Is6() && a.Addr().IsLinkLocalUnicast()) {
 			steps = append(steps, delAddr{in, dev, a})
+			gone[a.Masked()] = true
 		}
 	}
 	for _, a := range want {
-		if !slices.Contains(have, a) {
+		if !slices.Contains(have, a) || gone[a.Masked()] {
 			steps = append(steps, addAddr{in, dev, a})
 		}
 	}
-	return steps
+	return steps, len(gone) > 0
 }
 
 // planRouter plans a network's way out: the leg, its routes, and the rules of both namespaces.
@@ -157,12 +160,14 @@ func planRouter(want hostnet.Network, have observed) []step {
 	} else {
 		steps = append(steps, change(inHost, leg, host.Leg, host.UplinkMTU, "")...)
 		steps = append(steps, change(inNetwork, uplinkDevice, have.Uplink, host.UplinkMTU, "")...)
-		steps = append(steps, addresses(inHost, leg, host.LegNets, []netip.Prefix{near})...)
-		steps = append(steps, addresses(inNetwork, uplinkDevice, have.UplinkNets, []netip.Prefix{far})...)
+		set, _ := addresses(inHost, leg, host.LegNets, []netip.Prefix{near})
+		steps = append(steps, set...)
+		set, lost := addresses(inNetwork, uplinkDevice, have.UplinkNets, []netip.Prefix{far})
+		steps = append(steps, set...)
 		if !host.LegForward {
 			steps = append(steps, setForwarding{In: inHost, Dev: leg})
 		}
-		if have.Default != near.Addr() {
+		if lost || have.Default != near.Addr() {
 			steps = append(steps, setRoute{In: inNetwork, Dev: uplinkDevice, Via: near.Addr()})
 		}
 	}
@@ -245,8 +250,12 @@ func planPorts(want hostnet.Network, have observed) []step {
 		}
 	}
 	slices.Sort(gone)
+	var drop dropPorts
 	for _, dev := range gone {
-		steps = append(steps, dropPort{dev, have.Ports[dev].Server})
+		drop.Ports = append(drop.Ports, droppedPort{dev, have.Ports[dev].Server})
+	}
+	if len(gone) > 0 {
+		steps = append(steps, drop)
 	}
 	bridge := have.Bridge.Index
 	if have.Bridge.Kind != "bridge" || have.Bridge.Snoop {
@@ -267,7 +276,7 @@ func planTap(want hostnet.Network, p hostnet.Port, have portState, bridge int) [
 	var steps []step
 	dev := portDevice(p.ID)
 	if have.Marked || have.Link.Kind != "" && have.Link.Kind != "tuntap" {
-		steps = append(steps, dropPort{dev, have.Server})
+		steps = append(steps, dropPorts{[]droppedPort{{dev, have.Server}}})
 		have = portState{}
 	}
 	if have.Link.Kind == "" {
@@ -289,7 +298,7 @@ func planVeth(want hostnet.Network, p hostnet.Port, have portState, bridge int) 
 	var steps []step
 	dev, in, mac := portDevice(p.ID), place(p.Server), p.MAC.String()
 	if have.Marked && have.Server != p.Server || have.Link.Kind != "" && have.Link.Kind != "veth" {
-		steps = append(steps, dropPort{dev, have.Server})
+		steps = append(steps, dropPorts{[]droppedPort{{dev, have.Server}}})
 		have = portState{}
 	}
 	if !have.Marked {
@@ -307,10 +316,11 @@ func planVeth(want hostnet.Network, p hostnet.Port, have portState, bridge int) 
 		steps = append(steps, setLink{In: in, Dev: "lo", Up: true})
 	}
 	steps = append(steps, change(in, p.Guest, g.Link, want.MTU, mac)...)
-	steps = append(steps, addresses(in, p.Guest, g.Addrs, p.Addrs)...)
+	set, lost := addresses(in, p.Guest, g.Addrs, p.Addrs)
+	steps = append(steps, set...)
 	for _, s := range want.Subnets {
-		in4 := func(a netip.Prefix) bool { return s.Prefix.Contains(a.Addr()) }
-		if slices.ContainsFunc(p.Addrs, in4) && !slices.Contains(g.Routers, s.Gateway) {
+		inside := func(a netip.Prefix) bool { return s.Prefix.Contains(a.Addr()) }
+		if slices.ContainsFunc(p.Addrs, inside) && (lost || !slices.Contains(g.Routers, s.Gateway)) {
 			steps = append(steps, setRoute{In: in, Dev: p.Guest, Via: s.Gateway, Metric: metric(p.Guest)})
 		}
 	}

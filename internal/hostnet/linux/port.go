@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -95,25 +97,68 @@ func (s enslave) do(_ context.Context, a *actor) error {
 	return site.LinkSetMaster(l, br)
 }
 
-func (s dropPort) do(_ context.Context, a *actor) error {
+func (s dropPorts) do(_ context.Context, a *actor) error {
 	if a.n.site != nil {
-		if err := removeLink(a.n.site, s.Dev); err != nil {
+		devs := make([]string, len(s.Ports))
+		for i, p := range s.Ports {
+			devs[i] = p.Dev
+		}
+		if err := removeLinks(a.n.site, devs); err != nil {
 			return err
 		}
 	}
-	if s.Server == "" {
-		return nil
-	}
-	if a.server == s.Server {
-		a.close()
-	}
-	if err := a.h.leave(s.Server); err != nil {
-		return err
-	}
-	if err := os.Remove(filepath.Join(a.h.markDir(a.n.id), s.Dev)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	a.close()
+	for _, p := range s.Ports {
+		if p.Server == "" {
+			continue
+		}
+		if err := a.h.leave(p.Server); err != nil {
+			return err
+		}
+		if err := os.Remove(filepath.Join(a.h.markDir(a.n.id), p.Dev)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
 	}
 	return nil
+}
+
+// doomed is the group (ip-link(8)) of devices that are removed together.
+const doomed = 0xdead
+
+// removeLinks removes devices of a network's namespace. The kernel waits for all processors each time that it removes
+// devices (some 10 ms), so many are removed in one request.
+func removeLinks(s *site, devs []string) error {
+	if len(devs) == 1 {
+		return removeLink(s, devs[0])
+	}
+	found := false
+	for _, dev := range devs {
+		l, err := s.LinkByName(dev)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := s.LinkSetGroup(l, doomed); err != nil {
+			return err
+		}
+		found = true
+	}
+	if !found {
+		return nil
+	}
+	sock, err := nl.GetNetlinkSocketAt(s.fd, netns.None(), unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer sock.Close()
+	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: sock}}
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(doomed)))
+	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
 }
 
 // leave removes a server's namespace unless there is a port in it, of whatever network.
@@ -166,12 +211,16 @@ func (a *actor) remove(ctx context.Context) error {
 	if _, err := n.open(a.h); err != nil {
 		return err
 	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	var ports dropPorts
 	for dev, server := range marks {
-		if err := ctx.Err(); err != nil {
+		ports.Ports = append(ports.Ports, droppedPort{dev, server})
+	}
+	if len(marks) > 0 {
+		if err := ports.do(ctx, a); err != nil {
 			return err
-		}
-		if err := (dropPort{dev, server}).do(ctx, a); err != nil {
-			return fmt.Errorf("port %s: %w", dev, err)
 		}
 	}
 	if err := os.Remove(a.h.markDir(n.id)); err != nil && !errors.Is(err, os.ErrNotExist) {

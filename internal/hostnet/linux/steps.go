@@ -92,9 +92,11 @@ type (
 	}
 	makeTap struct{ Dev string }
 	enslave struct{ Dev string }
-	// dropPort removes a port and, where it was the last, the server's namespace.
-	dropPort struct{ Dev, Server string }
+	// dropPorts removes ports and, where one was its server's last, the server's namespace.
+	dropPorts struct{ Ports []droppedPort }
 )
+
+type droppedPort struct{ Dev, Server string }
 
 // describe names a step for people: "addAddr in network: br0 10.0.0.1/24".
 func describe(s step) string {
