@@ -35,7 +35,7 @@ const (
 // microModules are the drivers of what the engines emulate, for the initial RAM file system.
 var microModules = []string{
 	"virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net",
-	"button", "evdev",
+	"button", "evdev", "virtio_input",
 }
 
 // Micro makes the image micro: busybox with a small init, DHCP and a web server that tells its host name. It is small
