@@ -1,0 +1,147 @@
+package world
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+)
+
+func lockThread() { runtime.LockOSThread() }
+
+// Leaks lists what is left of the host besides its state: processes, mounts, namespaces, devices, control groups, loop
+// devices, files of servers. After the last server was deleted and the keeper has ended there must be nothing.
+func (w *World) Leaks() []string {
+	var left []string
+	left = append(left, w.processes()...)
+	left = append(left, w.mounts()...)
+	left = append(left, w.links()...)
+	left = append(left, w.groups()...)
+	left = append(left, w.loops()...)
+	left = append(left, w.files()...)
+	return left
+}
+
+// processes whose command line, root or working directory names the host's directories.
+func (w *World) processes() (left []string) {
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		if e.Name()[0] < '0' || e.Name()[0] > '9' {
+			continue
+		}
+		dir := filepath.Join("/proc", e.Name())
+		cmdline, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		text := strings.ReplaceAll(string(cmdline), "\x00", " ")
+		if e.Name() == fmt.Sprint(os.Getpid()) {
+			continue
+		}
+		for _, link := range []string{"root", "cwd"} {
+			target, _ := os.Readlink(filepath.Join(dir, link))
+			text += " " + target
+		}
+		if strings.Contains(text, w.StateDir) || strings.Contains(text, w.RunDir) {
+			left = append(left, fmt.Sprintf("process %s: %s", e.Name(), text))
+		}
+	}
+	return left
+}
+
+func (w *World) mounts() (left []string) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return []string{err.Error()}
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if strings.Contains(lines.Text(), w.StateDir) || strings.Contains(lines.Text(), w.RunDir+"/") {
+			left = append(left, "mount: "+lines.Text())
+		}
+	}
+	return left
+}
+
+// links in the host's namespace besides its loopback and uplink.
+func (w *World) links() (left []string) {
+	ns, err := netns.GetFromPath(w.NetNS)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	defer ns.Close()
+	h, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	defer h.Close()
+	links, err := h.LinkList()
+	if err != nil {
+		return []string{err.Error()}
+	}
+	for _, l := range links {
+		switch name := l.Attrs().Name; name {
+		case "lo", "up0", "sit0", "tunl0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6gre0":
+		default:
+			left = append(left, "network device "+name)
+		}
+	}
+	return left
+}
+
+// groups of servers; the daemon's parent group may stay.
+func (w *World) groups() (left []string) {
+	parent := w.Group()
+	filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return nil
+		}
+		rel, _ := filepath.Rel("/sys/fs/cgroup", path)
+		parts := strings.Split(rel, string(filepath.Separator))
+		for i, p := range parts {
+			if p == parent && i < len(parts)-1 {
+				left = append(left, "control group "+path)
+				return fs.SkipDir
+			}
+		}
+		if len(parts) > 4 {
+			return fs.SkipDir
+		}
+		return nil
+	})
+	return left
+}
+
+func (w *World) loops() (left []string) {
+	entries, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	for _, e := range entries {
+		if data, _ := os.ReadFile(e); strings.Contains(string(data), w.StateDir) {
+			left = append(left, "loop device of "+strings.TrimSpace(string(data)))
+		}
+	}
+	return left
+}
+
+// files of servers in the directories.
+func (w *World) files() (left []string) {
+	for _, dir := range []string{filepath.Join(w.StateDir, "servers"), filepath.Join(w.StateDir, "volumes"), filepath.Join(w.RunDir, "s"), filepath.Join(w.RunDir, "netns"), filepath.Join(w.RunDir, "oci")} {
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			if !strings.HasPrefix(e.Name(), ".") {
+				left = append(left, "file "+filepath.Join(dir, e.Name()))
+			}
+		}
+	}
+	return left
+}
+
+// Group is the control group that is the parent of the host's servers', as the daemon names it.
+func (w *World) Group() string {
+	sum := sha256.Sum256([]byte(w.StateDir))
+	return "croft-" + hex.EncodeToString(sum[:3])
+}
