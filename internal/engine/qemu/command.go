@@ -75,17 +75,33 @@ func (c *commandLine) object(name string, value any) {
 // device is a -device; the keys are QEMU's properties.
 type device map[string]any
 
-// virtio adds a virtio device by its name without the bus: "virtio-blk".
-func (c *commandLine) virtio(name string, properties device) {
-	bus := "-device"
+// Slots of the PCI bus. They are fixed, so that a device that comes or goes moves no other: guests name their network
+// devices by them. QEMU has the host bridge in slot 0 and the chipset in slot 31.
+const (
+	slotVGA     = 1
+	slotRoot    = 2
+	slotRNG     = 3
+	slotBalloon = 4
+	slotSeed    = 5
+	slotNIC     = 8  // to 15
+	slotDir     = 16 // to 27; what is free is for granted devices
+	maxNICs     = slotDir - slotNIC
+	maxDirs     = 12
+)
+
+// virtio adds a virtio device by its name without the bus: "virtio-blk". A microvm has no slots.
+func (c *commandLine) virtio(name string, slot int, properties device) {
 	if c.pci {
-		bus = "-pci"
+		c.onPCI(name+"-pci", slot, properties)
+		return
 	}
-	d := device{"driver": name + bus}
-	for key, value := range properties {
-		d[key] = value
-	}
-	c.object("device", d)
+	properties["driver"] = name + "-device"
+	c.object("device", properties)
+}
+
+func (c *commandLine) onPCI(driver string, slot int, properties device) {
+	properties["driver"], properties["bus"], properties["addr"] = driver, "pcie.0", fmt.Sprintf("%#x", slot)
+	c.object("device", properties)
 }
 
 // common are the parts that both machines have.
@@ -145,8 +161,8 @@ func (c *commandLine) accelerator() {
 // shared are the devices that both machines have, after their disks.
 func (c *commandLine) shared() {
 	c.object("object", device{"qom-type": "rng-random", "id": "entropy", "filename": "/dev/urandom"})
-	c.virtio("virtio-rng", device{"rng": "entropy"})
-	c.virtio("virtio-balloon", device{"id": "balloon", "deflate-on-oom": true})
+	c.virtio("virtio-rng", slotRNG, device{"rng": "entropy"})
+	c.virtio("virtio-balloon", slotBalloon, device{"id": "balloon", "deflate-on-oom": true})
 	number := 0
 	for _, g := range c.machine.Grants {
 		if g.Kind == api.GrantDirectory {
@@ -167,18 +183,18 @@ func (c *commandLine) directory(number int, g api.Grant) {
 		settings = append(settings, setting{"security_model", "mapped-xattr"})
 	}
 	c.option("fsdev", settings...)
-	c.virtio("virtio-9p", device{"fsdev": id, "mount_tag": mountTag(g)})
+	c.virtio("virtio-9p", slotDir+number, device{"fsdev": id, "mount_tag": mountTag(g)})
 }
 
-// nic adds a network device on a tap that the keeper has opened as descriptor fd.
-func (c *commandLine) nic(number, fd int, add func(device)) {
+// nic adds a network device, by add, on a tap that the keeper has opened.
+func (c *commandLine) nic(number int, add func(device)) {
 	n := c.machine.NICs[number]
 	id := fmt.Sprintf("net%d", number)
 	c.object("netdev", struct {
 		Type string `json:"type"`
 		ID   string `json:"id"`
 		FD   string `json:"fd"`
-	}{"tap", id, fmt.Sprint(fd)})
+	}{"tap", id, fmt.Sprint(firstFile + number)})
 	add(device{"netdev": id, "mac": n.MAC.String()})
 }
 

@@ -72,6 +72,13 @@ func newBench(t *testing.T) *bench {
 		if err := groups.Kill(ctx, ""); err != nil {
 			t.Error(err)
 		}
+		left, err := k.List(ctx)
+		if err != nil {
+			t.Error(err)
+		}
+		for _, process := range left {
+			<-k.Done(process.ID)
+		}
 		if err := k.Shutdown(ctx); err != nil {
 			t.Error(err)
 		}

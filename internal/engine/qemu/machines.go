@@ -24,14 +24,14 @@ func (c *commandLine) full() {
 	c.option("machine", machine...)
 	c.option("boot", setting{"menu", "off"}, setting{"strict", "on"})
 	c.option("vnc", setting{"vnc", "unix:" + c.paths.vnc})
-	c.object("device", device{"driver": "VGA"})
+	c.onPCI("VGA", slotVGA, device{})
 
 	emulated := m.Spec.Devices == api.DevicesEmulated
 	c.disk("root", m.Root.Path, m.Root.Format, false)
 	if emulated {
 		c.object("device", device{"driver": "ide-hd", "drive": "root", "bus": "ide.0", "bootindex": 0})
 	} else {
-		c.virtio("virtio-blk", device{"drive": "root", "bootindex": 0})
+		c.virtio("virtio-blk", slotRoot, device{"drive": "root", "bootindex": 0})
 	}
 	if m.CDROM != "" {
 		c.disk("cdrom", m.CDROM, "raw", true)
@@ -42,20 +42,18 @@ func (c *commandLine) full() {
 		if emulated {
 			c.object("device", device{"driver": "ide-cd", "drive": "seed", "bus": "ide.2"})
 		} else {
-			c.virtio("virtio-blk", device{"drive": "seed"})
+			c.virtio("virtio-blk", slotSeed, device{"drive": "seed"})
 		}
 	}
 	c.shared()
 	for i := range m.NICs {
-		c.nic(i, firstFile+i, func(d device) {
+		c.nic(i, func(d device) {
+			d["romfile"] = "" // no network boot
 			if emulated {
-				d["driver"] = "e1000e"
-				d["romfile"] = "" // no network boot
-				c.object("device", d)
-				return
+				c.onPCI("e1000e", slotNIC+i, d)
+			} else {
+				c.virtio("virtio-net", slotNIC+i, d)
 			}
-			d["romfile"] = ""
-			c.virtio("virtio-net", d)
 		})
 	}
 	for _, g := range m.Grants {
@@ -93,13 +91,13 @@ func (c *commandLine) micro() {
 	c.flag("append", c.kernelCommandLine())
 
 	c.disk("root", m.Root.Path, m.Root.Format, false)
-	c.virtio("virtio-blk", device{"drive": "root"})
+	c.virtio("virtio-blk", slotRoot, device{"drive": "root"})
 	if m.Seed != "" {
 		c.disk("seed", m.Seed, "raw", true)
-		c.virtio("virtio-blk", device{"drive": "seed"})
+		c.virtio("virtio-blk", slotSeed, device{"drive": "seed"})
 	}
 	for i := range m.NICs {
-		c.nic(i, firstFile+i, func(d device) { c.virtio("virtio-net", d) })
+		c.nic(i, func(d device) { c.virtio("virtio-net", slotNIC+i, d) })
 	}
 	c.shared()
 }

@@ -76,6 +76,9 @@ func validateCommon(s *api.ServerSpec, model api.Model, name string) fieldErrors
 	if s.App != nil {
 		errs.add(api.CodeUnsupported, "/spec/app", "engine %s boots a system: use model os for an application", name)
 	}
+	if len(s.Ports) > maxNICs {
+		errs.add(api.CodeInvalid, "/spec/ports", "are at most %d for engine %s, not %d", maxNICs, name, len(s.Ports))
+	}
 	return errs
 }
 
@@ -96,7 +99,9 @@ func (f *fieldErrors) grants(grants []api.Grant, checks map[api.GrantKind]func(s
 			if tags[mountTag(g)] {
 				f.add(api.CodeInvalid, pointer+"/target", "another grant has the mount tag %q", mountTag(g))
 			}
-			tags[mountTag(g)] = true
+			if tags[mountTag(g)] = true; len(tags) > maxDirs {
+				f.add(api.CodeInvalid, pointer, "is one directory too many: engine %s takes %d", name, maxDirs)
+			}
 		}
 	}
 }
