@@ -99,6 +99,7 @@ type Agent struct {
 	ctx      context.Context // of Run
 	desired  map[string]*state.Server
 	revision map[string]int64
+	foreign  map[string]bool // servers of other hosts: what this one has of them is left alone
 	machines map[string]*machine
 	accel    map[string]string // accelerator, by engine
 	bases    map[uint32]string // id ranges in use
@@ -126,7 +127,7 @@ type machine struct {
 // New makes an agent; Run lets it work.
 func New(o Options) *Agent {
 	a := &Agent{
-		Options: o, engines: map[string]engine.Engine{}, desired: map[string]*state.Server{}, revision: map[string]int64{},
+		Options: o, engines: map[string]engine.Engine{}, desired: map[string]*state.Server{}, revision: map[string]int64{}, foreign: map[string]bool{},
 		machines: map[string]*machine{}, rates: rates{by: map[string]sample{}}, bases: map[uint32]string{}, seen: make(chan struct{}),
 	}
 	for _, e := range o.Engines {
@@ -243,10 +244,11 @@ func (a *Agent) forget(m *machine) {
 	}
 }
 
-func (a *Agent) record(id string) (*state.Server, int64) {
+// record is the server's record; ours tells that it is not another host's.
+func (a *Agent) record(id string) (rec *state.Server, revision int64, ours bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.desired[id], a.revision[id]
+	return a.desired[id], a.revision[id], !a.foreign[id]
 }
 
 // guestOf is the server's guest, with what was launched; nil where it has none.

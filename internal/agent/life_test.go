@@ -269,3 +269,22 @@ func TestGracefulStopIsGivenItsTime(t *testing.T) {
 	h.phase("a", api.PhaseStopping)
 	h.phase("a", api.PhaseStopped)
 }
+
+// What the host has of a server that the store places on another host is not touched: the host may have come up under a
+// wrong identity.
+func TestServersOfOtherHostsAreLeftAlone(t *testing.T) {
+	h := newHost(t)
+	_, stop := h.agent()
+	h.server("a", nil)
+	h.phase("a", api.PhaseRunning)
+	stop()
+	h.server("a", func(r *state.Server) { r.HostID = "another" })
+	cleaned := false
+	h.guests.Hook(fake.Hooks{Clean: func(string) error { cleaned = true; return nil }})
+	h.agent()
+	h.server("b", nil)
+	h.phase("b", api.PhaseRunning)
+	if cleaned || !slices.Contains(h.guests.Running(), "a") {
+		t.Error("another host's server was removed")
+	}
+}

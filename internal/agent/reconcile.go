@@ -15,7 +15,10 @@ import (
 
 // reconcile brings one server closer to what is wanted.
 func (a *Agent) reconcile(ctx context.Context, id string) (time.Duration, error) {
-	rec, revision := a.record(id)
+	rec, revision, ours := a.record(id)
+	if !ours {
+		return 0, nil
+	}
 	m, err := a.machineOf(id)
 	if err != nil {
 		return 0, err

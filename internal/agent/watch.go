@@ -76,6 +76,7 @@ func follow(ctx context.Context, a *Agent, prefix string, all func([]store.Recor
 func (a *Agent) takeAll(all []store.Record) {
 	a.mu.Lock()
 	gone := a.desired
+	a.foreign = map[string]bool{}
 	a.desired, a.revision = map[string]*state.Server{}, map[string]int64{}
 	a.mu.Unlock()
 	for _, r := range all {
@@ -100,9 +101,13 @@ func (a *Agent) take(e store.Event) {
 	}
 	a.mu.Lock()
 	before := a.desired[id]
+	delete(a.foreign, id)
 	if rec == nil || rec.HostID != a.HostID {
 		delete(a.desired, id)
 		delete(a.revision, id)
+		if rec != nil {
+			a.foreign[id] = true
+		}
 	} else {
 		a.desired[id], a.revision[id] = rec, e.Revision
 	}
@@ -123,7 +128,7 @@ func (a *Agent) adopt(ctx context.Context, left []string) {
 				a.Logger.Error("read what is remembered of a server", "server", id, "error", err)
 				return
 			}
-			rec, _ := a.record(id)
+			rec, _, _ := a.record(id)
 			a.recoverGuest(ctx, m, rec)
 			if rec != nil && m.state() == guestNone {
 				a.afterReboot(ctx, m, rec)
