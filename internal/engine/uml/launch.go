@@ -147,25 +147,31 @@ func passable(p string) error {
 
 // boots waits until the kernel has passed its checks of the host, made its directory and begun to boot.
 func (e *Engine) boots(ctx context.Context, m *engine.Machine) error {
-	ended := e.Keeper.Done(m.ID)
-	limit := time.NewTimer(startLimit)
-	defer limit.Stop()
+	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("the kernel did not begin to boot within %v", startLimit))
+	defer cancel()
+	err := appears(ctx, pidFile(m), e.Keeper.Done(m.ID))
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, lastLines(engine.ConsoleLog(m)))
+	}
+	return err
+}
+
+var errEnded = errors.New("the kernel ended at once")
+
+// appears waits for a file. UML tells by no event that it runs.
+func appears(ctx context.Context, file string, ended <-chan struct{}) error {
 	poll := time.NewTicker(startPoll)
 	defer poll.Stop()
 	for {
-		if _, err := os.Lstat(pidFile(m)); err == nil {
-			return nil
-		} else if !errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(file); !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		select {
 		case <-poll.C:
 		case <-ctx.Done():
-			return ctx.Err()
+			return context.Cause(ctx)
 		case <-ended:
-			return fmt.Errorf("the kernel ended at once: %s", lastLines(engine.ConsoleLog(m)))
-		case <-limit.C:
-			return fmt.Errorf("the kernel did not begin to boot within %v: %s", startLimit, lastLines(engine.ConsoleLog(m)))
+			return errEnded
 		}
 	}
 }

@@ -1,12 +1,10 @@
 package uml
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -28,7 +26,7 @@ const (
 )
 
 // Probe boots the kernel, confined as a guest is, until it has passed its own checks (that it can trace its processes'
-// system calls, and execute from its memory file) and prints its banner; then it is killed.
+// system calls, and execute from its memory file) and runs; then it is killed.
 func (e *Engine) Probe(ctx context.Context) engine.Report {
 	version, err := e.probe(ctx)
 	if err != nil {
@@ -62,48 +60,49 @@ func (e *Engine) probe(ctx context.Context) (version string, err error) {
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.Command(e.Confine[0], append(e.Confine[1:len(e.Confine):len(e.Confine)], string(limits))...)
+	if err := e.trial(ctx, dir, string(limits)); err != nil {
+		return "", err
+	}
+	out, err := exec.CommandContext(ctx, e.Kernel, "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("%s --version: %w", e.Kernel, err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// trial runs the kernel until it has made its pid file below dir, and kills it with its helpers.
+func (e *Engine) trial(ctx context.Context, dir, limits string) error {
+	log, err := os.CreateTemp("", "croft-uml-log")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(log.Name())
+	defer log.Close()
+	cmd := exec.Command(e.Confine[0], append(e.Confine[1:len(e.Confine):len(e.Confine)], limits)...)
 	cmd.Env = []string{"TMPDIR=" + e.Memory, "HOME=" + dir}
 	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setpgid:    true,
 		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 		Credential: &syscall.Credential{Uid: probeUser, Gid: probeUser},
 	}
-	return banner(ctx, cmd)
-}
-
-// banner runs the kernel until it tells its version and kills it with its helpers.
-func banner(ctx context.Context, cmd *exec.Cmd) (string, error) {
-	out, w, err := os.Pipe()
-	if err != nil {
-		return "", err
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", filepath.Base(cmd.Path), err)
 	}
-	defer out.Close()
-	cmd.Stdout, cmd.Stderr = w, w
-	err = cmd.Start()
-	w.Close()
-	if err != nil {
-		return "", fmt.Errorf("start %s: %w", filepath.Base(cmd.Path), err)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		cmd.Wait() // its status is the kill's; why it ended by itself is in the log
+	}()
+	err = appears(ctx, filepath.Join(dir, umid, "pid"), ended)
+	unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
+	<-ended
+	switch {
+	case errors.Is(err, errEnded):
+		return fmt.Errorf("the kernel does not start: %s", lastLines(log.Name()))
+	case err != nil:
+		return fmt.Errorf("the kernel does not start: %w: %s", err, lastLines(log.Name()))
 	}
-	kill := func() { unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
-	stop := context.AfterFunc(ctx, kill)
-	var seen []string
-	version := ""
-	for lines := bufio.NewScanner(io.LimitReader(out, 1<<16)); version == "" && lines.Scan(); {
-		seen = append(seen, lines.Text())
-		if rest, ok := strings.CutPrefix(lines.Text(), "Linux version "); ok {
-			version, _, _ = strings.Cut(rest, " ")
-		}
-	}
-	stop()
-	kill()
-	cmd.Wait() // its status is the kill's
-	if version != "" {
-		return version, nil
-	}
-	if err := ctx.Err(); err != nil {
-		return "", fmt.Errorf("the kernel did not start: %w", err)
-	}
-	return "", fmt.Errorf("the kernel does not start: %s", strings.Join(seen[max(0, len(seen)-5):], "; "))
+	return nil
 }

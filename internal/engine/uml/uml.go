@@ -85,14 +85,15 @@ func (e *Engine) Traits() engine.Traits {
 	return engine.Traits{Name: Name, Model: api.ModelPara, Root: engine.RootFS, NIC: engine.NICTap, Seed: true}
 }
 
-// overhead is what the host spends on a guest beyond the guest's memory: the kernel's text and data, the helpers, and
-// page tables of the guest's address spaces. Measured on Debian's 6.1 kernel (TestOverhead) and rounded up.
-const overhead = 16 * api.MiB
+// What the host spends on a guest beyond the guest's memory is small for the kernel and its helpers (2 MiB, measured on
+// Debian's 6.1 kernel by TestOverhead), and some 105 KiB for each process of the guest: its stand-in on the host, with
+// page tables. How many there will be is not known; guests with more memory have more.
+const (
+	overhead   = 8 * api.MiB
+	forProcess = 16 // one part in, of the guest's memory
+)
 
-// pageTables is the part of the guest's memory that the page tables of its address spaces may take besides.
-const pageTables = 64 // one part in
-
-// Overhead is the kernel's process and its helpers.
+// Overhead is the kernel's process and those that stand for the guest's processes.
 func (e *Engine) Overhead(spec *api.ServerSpec) api.Bytes {
-	return overhead + spec.Memory.Limit/pageTables
+	return overhead + spec.Memory.Limit/forProcess
 }

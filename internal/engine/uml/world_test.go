@@ -182,7 +182,7 @@ func makeImage(t testing.TB, dir string) string {
 	write("bin/busybox", busybox, 0o755)
 	write("sbin/init", []byte(initScript), 0o755)
 	write("etc/inittab", []byte(inittab), 0o644)
-	for _, name := range strings.Fields("sh mount umount ls cat echo ip nc sha256sum poweroff reboot head init dd uname hostname awk grep free stty sleep udhcpc touch test dmesg") {
+	for _, name := range strings.Fields("sh mount umount ls cat echo ip nc sha256sum poweroff reboot head init dd uname hostname awk grep nslookup ps free stty sleep udhcpc touch test dmesg") {
 		if err := os.Symlink("busybox", filepath.Join(root, "bin", name)); err != nil {
 			t.Fatal(err)
 		}
