@@ -19,7 +19,6 @@ type Facts struct {
 	PowerOff powerOff // how the first process is asked to end
 	User     account  // whom an application runs as
 	UserNS   string   // path of the user namespace that owns Machine.NetNS; empty: the runtime makes one
-	Sysfs    string   // a mounted sysfs to use, where the guest may not mount its own; empty: a new one
 	Binds    []Bind   // grants, ready to be bound: sources are below RunDir
 	Devices  []Device // devices that are bound and may be opened
 	Fuse     bool     // the host has /dev/fuse

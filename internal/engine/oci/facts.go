@@ -61,7 +61,7 @@ func gather(m *engine.Machine, groups hierarchies) (host Facts, release func(), 
 		return host, release, err
 	}
 	b := bundleOf(m)
-	if err := host.network(m, b, &release); err != nil {
+	if err := host.network(m, &release); err != nil {
 		return host, release, err
 	}
 	if err := host.grants(m, b); err != nil {
@@ -80,7 +80,7 @@ func gather(m *engine.Machine, groups hierarchies) (host Facts, release func(), 
 }
 
 // network prepares the network namespace and finds which user namespace the guest is to be in.
-func (host *Facts) network(m *engine.Machine, b bundle, release *func()) error {
+func (host *Facts) network(m *engine.Machine, release *func()) error {
 	if m.NetNS == "" {
 		return nil
 	}
@@ -88,21 +88,9 @@ func (host *Facts) network(m *engine.Machine, b bundle, release *func()) error {
 	if err != nil {
 		return err
 	}
-	if owner != nil {
-		*release = func() { owner.Close() }
-		host.UserNS = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), owner.Fd())
-		return within(m.NetNS, func() error { return openNetwork(m) })
-	}
-	host.Sysfs = b.file("sys")
-	if err := os.Mkdir(host.Sysfs, 0o755); err != nil {
-		return err
-	}
-	return within(m.NetNS, func() error {
-		if err := openNetwork(m); err != nil {
-			return err
-		}
-		return mountSysfs(host.Sysfs)
-	})
+	*release = func() { owner.Close() }
+	host.UserNS = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), owner.Fd())
+	return within(m.NetNS, func() error { return openNetwork(m) })
 }
 
 // grants opens what is granted and mounts it below the bundle.

@@ -78,15 +78,20 @@ func (g *Guest) Exit() api.Exit {
 func exitOf(status keeper.Status, system, asked bool, oomKills int) api.Exit {
 	exit := api.Exit{Code: status.Code, Time: status.Ended}
 	sig := unix.Signal(status.Signal)
+	off := system && sig == unix.SIGINT
+	again := system && sig == unix.SIGHUP
+	if off || again {
+		exit.Code = 0 // a proper end
+	}
 	switch {
 	case asked:
 		exit.Reason = "asked"
 	case status.Code < 0:
 		exit.Reason = "lost"
-	case system && sig == unix.SIGINT:
-		exit.Code, exit.Reason = 0, "poweroff"
-	case system && sig == unix.SIGHUP:
-		exit.Code, exit.Reason = 0, "reboot"
+	case off:
+		exit.Reason = "poweroff"
+	case again:
+		exit.Reason = "reboot"
 	case sig == unix.SIGKILL && oomKills > 0:
 		exit.Reason = "oom"
 	case sig != 0:

@@ -14,7 +14,7 @@ func mounts(m *engine.Machine, host Facts, c confinement) []specs.Mount {
 		mount("devpts", "devpts", "/dev/pts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
 		mount("tmpfs", "shm", "/dev/shm", "nosuid", "noexec", "nodev", "mode=1777"),
 		mount("mqueue", "mqueue", "/dev/mqueue", "nosuid", "noexec", "nodev"),
-		sysfs(host),
+		mount("sysfs", "sysfs", "/sys", "nosuid", "noexec", "nodev", "ro"),
 		cgroupfs(host, c),
 	}
 	if m.App == nil {
@@ -64,14 +64,6 @@ func grantBind(b Bind) specs.Mount {
 		options = append(options, "ro")
 	}
 	return mount("bind", b.Source, b.Target, options...)
-}
-
-// sysfs shows the devices of a network namespace, and only who owns that namespace may mount it.
-func sysfs(host Facts) specs.Mount {
-	if host.Sysfs != "" {
-		return mount("bind", host.Sysfs, "/sys", "bind", "nosuid", "noexec", "nodev", "ro")
-	}
-	return mount("sysfs", "sysfs", "/sys", "nosuid", "noexec", "nodev", "ro")
 }
 
 // cgroupfs shows the guest its own group as the root of all. A system divides it further, by v2 wherever there is a v2

@@ -15,8 +15,9 @@ import (
 
 // A guest's power over its network (addresses, firewall, raw sockets, low ports, its own /sys) hangs on who owns the
 // network namespace: the user namespace in which it was made (network_namespaces(7), ioctl_ns(2)). So the namespace is
-// made inside a user namespace with the server's ids, and the guest joins both. A namespace that the host's own user
-// namespace owns serves too, but the guest can only use what is set up in it.
+// made inside a user namespace with the server's ids, and the guest joins both. One that the host's own user namespace
+// owns is refused: the runtime could not enter it again for an exec, as it enters the user namespace first and has no
+// power over the host's from there.
 
 // makeNetNS makes a user namespace with these ids, a network namespace that it owns, and binds the latter at path. One
 // that is bound there already is left alone.
@@ -66,7 +67,7 @@ func isNSFS(path string) bool {
 	return unix.Statfs(path, &st) == nil && int64(st.Type) == unix.NSFS_MAGIC
 }
 
-// ownerOf opens the user namespace that owns a network namespace; nil where that is this process's own.
+// ownerOf opens the user namespace that owns a network namespace, which must not be this process's own.
 func ownerOf(netns string) (*os.File, error) {
 	file, err := os.Open(netns)
 	if err != nil {
@@ -82,13 +83,12 @@ func ownerOf(netns string) (*os.File, error) {
 	if err == nil {
 		var ours os.FileInfo
 		if ours, err = os.Stat("/proc/self/ns/user"); err == nil && os.SameFile(theirs, ours) {
-			owner.Close()
-			return nil, nil
+			err = errors.New("it belongs to the host; it must have been made by MakeNetNS")
 		}
 	}
 	if err != nil {
 		owner.Close()
-		return nil, fmt.Errorf("find the owner of network namespace %s: %w", netns, err)
+		return nil, fmt.Errorf("owner of network namespace %s: %w", netns, err)
 	}
 	return owner, nil
 }
@@ -125,28 +125,6 @@ func openNetwork(m *engine.Machine) error {
 		if err := os.WriteFile("/proc/sys/"+name, []byte(value), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("set %s in the guest's network: %w", name, err)
 		}
-	}
-	return nil
-}
-
-// mountSysfs mounts, at path, a sysfs of the network namespace that the calling thread is in.
-func mountSysfs(path string) error {
-	fs, err := unix.Fsopen("sysfs", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return fmt.Errorf("open sysfs: %w", err)
-	}
-	defer unix.Close(fs)
-	if err := unix.FsconfigCreate(fs); err != nil {
-		return fmt.Errorf("make sysfs: %w", err)
-	}
-	attrs := unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC | unix.MOUNT_ATTR_NODEV
-	tree, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attrs)
-	if err != nil {
-		return fmt.Errorf("mount sysfs: %w", err)
-	}
-	defer unix.Close(tree)
-	if err := unix.MoveMount(tree, "", unix.AT_FDCWD, path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("mount sysfs at %s: %w", path, err)
 	}
 	return nil
 }
