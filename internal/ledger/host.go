@@ -22,6 +22,10 @@ type Host struct {
 	CPUs    map[int]string `json:"cpus,omitempty"` // dedicated CPUs, and the servers that have them
 }
 
+// MaxServers is how many servers a host takes at most: each has 65,536 user ids of its own, of the 4,294,967,296 there are,
+// and the host and its users have some too.
+const MaxServers = 16384
+
 // Room is what a host has, and how much of it may be promised.
 type Room struct {
 	Name       string        // of the host
@@ -53,7 +57,7 @@ func (a Ask) shared() api.MilliCPU {
 // Allocatable is what may be promised in all: capacity less reserve, times overcommit.
 func (r Room) Allocatable() api.Resources {
 	return api.Resources{
-		Servers: math.MaxInt32,
+		Servers: MaxServers,
 		CPU:     times(r.Capacity.CPU-r.Reserve.CPU, r.Overcommit.CPU),
 		Memory:  times(r.Capacity.Memory-r.Reserve.Memory, r.Overcommit.Memory),
 		Disk:    times(r.Capacity.Disk-r.Reserve.Disk, r.Overcommit.Disk),
@@ -71,7 +75,7 @@ func (h Host) Allocated() api.Resources {
 func (h Host) Free(r Room) api.Resources {
 	all := r.Allocatable()
 	return api.Resources{
-		Servers: math.MaxInt32,
+		Servers: max(0, MaxServers-h.Servers),
 		CPU:     max(0, h.sharedCPU(r, 0)-h.CPU),
 		Memory:  max(0, all.Memory-h.Memory),
 		Disk:    max(0, all.Disk-h.Disk),
@@ -94,6 +98,9 @@ func (h Host) Change(r Room, from, to Ask) (Host, []int, []api.Shortage) {
 	var short []api.Shortage
 	all := r.Allocatable()
 
+	if to.Server != "" && from.Server == "" && rest.Servers >= MaxServers {
+		short = append(short, Short("servers", r.Name, int64(1), 0))
+	}
 	cpus, free := rest.pick(r, to)
 	if len(cpus) < to.Dedicated {
 		short = append(short, shortage("host-cpu", r.Name, fmt.Sprint(to.Dedicated), fmt.Sprint(free), fmt.Sprint(to.Dedicated-free)))

@@ -1,0 +1,219 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"slices"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/httpapi"
+	"github.com/croftproject/croft/internal/ledger"
+	"github.com/croftproject/croft/internal/state"
+)
+
+// hosts are the use cases of hosts.
+type hosts struct{ *Control }
+
+// Machine is what a daemon found its host to have.
+type Machine struct {
+	Name     string
+	Capacity api.Resources // CPU, Memory, Disk of the pool
+	CPUs     []int         // host CPUs that can be dedicated
+}
+
+// RegisterHost makes the record of this daemon's host, or brings its capacity up to date, and returns the host's id.
+// Jobs of the host that an earlier daemon did not end are marked failed, and content that no image has is removed.
+func (c *Control) RegisterHost(ctx context.Context, m Machine) (string, error) {
+	var f faults
+	checkName(&f, m.Name)
+	if err := f.err(); err != nil {
+		return "", fmt.Errorf("register host %q: %w", m.Name, err)
+	}
+	fresh := c.ids.next()
+	id := fresh
+	_, err := c.admit(ctx, func(d *draft) error {
+		m.Capacity.Servers = 0
+		if e := d.ix.tables[kindHost].named("", m.Name); e != nil {
+			id = e.meta.ID
+			old := d.ix.hosts[id].v
+			next := *old
+			next.Capacity, next.CPUs = m.Capacity, m.CPUs
+			if !reflect.DeepEqual(&next, old) {
+				d.put(state.Hosts+id, &next)
+			}
+			return nil
+		}
+		id = fresh
+		h := &state.Host{Meta: api.Meta{Name: m.Name, ID: id, Created: c.o.Now().UTC()}, Capacity: m.Capacity, CPUs: m.CPUs}
+		fillHost(&h.Spec)
+		d.make(state.Hosts+id, h)
+		d.make(state.HostLedger+id, ledger.Host{})
+		d.name(kindHost, "", m.Name, id)
+		c.event(d, httpapi.Caller{}, kindHost, &h.Meta, "Registered", "%s CPUs, %s of memory, %s of disk", m.Capacity.CPU, m.Capacity.Memory, m.Capacity.Disk)
+		return nil
+	})
+	if err != nil {
+		return "", err
+	}
+	c.host.Store(&id)
+	if err := c.failLostJobs(ctx, id); err != nil {
+		return "", err
+	}
+	return id, c.dropLost(ctx)
+}
+
+// dropLost removes content that no image has: it was made by a job that did not end.
+func (c *Control) dropLost(ctx context.Context) error {
+	c.work.content.Lock()
+	defer c.work.content.Unlock()
+	there, err := c.o.Images.List(ctx)
+	if err != nil {
+		return fmt.Errorf("list the contents of images: %w", err)
+	}
+	for _, digest := range there {
+		c.dropContent(ctx, digest)
+	}
+	return nil
+}
+
+// ownHost is the id of this daemon's host; empty where it has none.
+func (c *Control) ownHost() string {
+	if id := c.host.Load(); id != nil {
+		return *id
+	}
+	return ""
+}
+
+func fillHost(s *api.HostSpec) {
+	either(&s.Reserve.CPU, 100)
+	either(&s.Reserve.Memory, 512*api.MiB)
+	either(&s.Reserve.Disk, api.GiB)
+	either(&s.Overcommit.CPU, 100)
+	either(&s.Overcommit.Memory, 100)
+	either(&s.Overcommit.Disk, 200)
+}
+
+func (c hosts) Create(context.Context, httpapi.Caller, string, httpapi.Create[api.HostSpec]) (*api.Host, error) {
+	return nil, api.Errorf(api.CodeMethod, "a host is made by the daemon that runs on it")
+}
+
+func (c hosts) Get(_ context.Context, who httpapi.Caller, _, name string) (*api.Host, error) {
+	if err := operatorOnly(who, "see hosts"); err != nil {
+		return nil, err
+	}
+	return find[api.Host](c.Control, kindHost, "", name)
+}
+
+func (c hosts) List(_ context.Context, who httpapi.Caller, _ string, o httpapi.ListOptions) (httpapi.Raw, error) {
+	return c.listFor(who, kindHost, "", o)
+}
+
+func (c hosts) Watch(ctx context.Context, who httpapi.Caller, _ string, o httpapi.ListOptions, from int64) (<-chan []byte, error) {
+	return c.watchFor(ctx, who, kindHost, "", o, from)
+}
+
+// Update changes what of a host may be promised. It may be less than what is promised already: then nothing more is,
+// and an event warns of it.
+func (c hosts) Update(ctx context.Context, who httpapi.Caller, _, name string, u httpapi.Update[api.HostSpec]) (*api.Host, error) {
+	if err := operatorOnly(who, "change hosts"); err != nil {
+		return nil, err
+	}
+	var id string
+	_, err := c.admit(ctx, func(d *draft) error {
+		e := d.ix.tables[kindHost].named("", name)
+		if e == nil {
+			return missing(kindHost, "", name)
+		}
+		id = e.meta.ID
+		if err := matchRevision(kindHost, e.meta, u.Revision); err != nil {
+			return err
+		}
+		old := d.ix.hosts[id].v
+		next := *old
+		next.Spec, next.Meta.Labels = u.Spec, u.Labels
+		fillHost(&next.Spec)
+		if err := checkHost(&next, u.Name); err != nil {
+			return err
+		}
+		if reflect.DeepEqual(&next, old) {
+			return nil
+		}
+		d.put(state.Hosts+id, &next)
+		c.event(d, who, kindHost, &next.Meta, "Updated", "")
+		if over := overPromised(&next, or(d.ix.hostLedgers[id])); len(over) > 0 {
+			c.event(d, who, kindHost, &next.Meta, "Overpromised", "more is promised than may be, until servers go: %s", describe(over))
+			warnLast(d)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return shown[api.Host](c.Control, kindHost, id)
+}
+
+func checkHost(h *state.Host, name string) error {
+	var f faults
+	checkLabels(&f, h.Meta.Labels)
+	if name != "" && name != h.Meta.Name {
+		f.add("/name", "a host is named by its daemon; the name can't be changed")
+	}
+	between(&f, "/spec/reserve/cpu", h.Spec.Reserve.CPU, 1, max(1, h.Capacity.CPU))
+	between(&f, "/spec/reserve/memory", h.Spec.Reserve.Memory, 1, max(1, h.Capacity.Memory))
+	between(&f, "/spec/reserve/disk", h.Spec.Reserve.Disk, 1, max(1, h.Capacity.Disk))
+	between(&f, "/spec/overcommit/cpu", h.Spec.Overcommit.CPU, 1, 10000)
+	between(&f, "/spec/overcommit/memory", h.Spec.Overcommit.Memory, 1, 1000)
+	between(&f, "/spec/overcommit/disk", h.Spec.Overcommit.Disk, 1, 10000)
+	if len(h.Spec.Uplink) > 15 || !printable(h.Spec.Uplink) || slices.Contains([]string{".", ".."}, h.Spec.Uplink) {
+		f.add("/spec/uplink", "%s is no network device", quote(h.Spec.Uplink))
+	}
+	return f.err()
+}
+
+// overPromised is what is promised beyond what may be.
+func overPromised(h *state.Host, l ledger.Host) []api.Shortage {
+	all, have := room(h).Allocatable(), l.Allocated()
+	var over []api.Shortage
+	if have.CPU > all.CPU {
+		over = append(over, ledger.Short("cpu", h.Meta.Name, have.CPU, all.CPU))
+	}
+	if have.Memory > all.Memory {
+		over = append(over, ledger.Short("memory", h.Meta.Name, have.Memory, all.Memory))
+	}
+	if have.Disk > all.Disk {
+		over = append(over, ledger.Short("disk", h.Meta.Name, have.Disk, all.Disk))
+	}
+	return over
+}
+
+// Delete forgets a host that is away and has no servers.
+func (c hosts) Delete(ctx context.Context, who httpapi.Caller, _, name string, o httpapi.DeleteOptions) (*api.Host, error) {
+	if err := operatorOnly(who, "delete hosts"); err != nil {
+		return nil, err
+	}
+	var last api.Host
+	_, err := c.admit(ctx, func(d *draft) error {
+		e := d.ix.tables[kindHost].named("", name)
+		if e == nil {
+			return missing(kindHost, "", name)
+		}
+		last = *e.obj.(*api.Host)
+		if err := matchRevision(kindHost, &last.Meta, o.Revision); err != nil {
+			return err
+		}
+		if n := last.Status.Allocated.Servers; n > 0 {
+			return api.Errorf(api.CodeInUse, "host %s has %d servers; delete them first", last.Name, n)
+		}
+		if last.ID == c.ownHost() {
+			return api.Errorf(api.CodeInUse, "host %s is the one that this daemon runs on", last.Name)
+		}
+		d.remove(state.Hosts + last.ID)
+		d.remove(state.HostLedger + last.ID)
+		d.remove(state.HostStatus + last.ID)
+		d.unname(kindHost, "", last.Name)
+		c.event(d, who, kindHost, &last.Meta, "Deleted", "")
+		return nil
+	})
+	return &last, err
+}
