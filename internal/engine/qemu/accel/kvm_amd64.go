@@ -120,7 +120,6 @@ func runTestGuest(device string, limit time.Duration) (time.Duration, error) {
 		thread = make(chan int, 1)
 		ended  = make(chan error, 1)
 		expire atomic.Bool
-		start  = time.Now()
 		took   time.Duration
 	)
 	go func() {
@@ -128,7 +127,7 @@ func runTestGuest(device string, limit time.Duration) (time.Duration, error) {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		thread <- unix.Gettid()
-		start = time.Now()
+		start := time.Now()
 		err := v.execute(&expire)
 		took = time.Since(start)
 		ended <- err
@@ -142,7 +141,7 @@ func runTestGuest(device string, limit time.Duration) (time.Duration, error) {
 		if err = v.interrupt(tid, &expire, ended); err != nil {
 			return limit, err // the thread is still in there: its memory must stay
 		}
-		err = fmt.Errorf("2 million instructions were not done after %v", limit)
+		err = fmt.Errorf("%w (%v)", errSlow, limit)
 		took = limit
 	}
 	v.close()
