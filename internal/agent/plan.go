@@ -131,20 +131,16 @@ func decide(rec *state.Server, l *local, g guestState, now time.Time) (want, tim
 	return wantRunning, 0
 }
 
-// phase names where the server stands.
-func phase(w want, l *local, g guestState) api.Phase {
+// phase names where the server stands. torn tells that nothing but the volume is left of its last run.
+func phase(w want, l *local, g guestState, torn bool) api.Phase {
 	switch {
 	case w == wantDeleted:
 		return api.PhaseDeleting
+	case w == wantStopped && !torn:
+		return api.PhaseStopping
 	case g == guestPaused:
-		if w == wantStopped {
-			return api.PhaseStopping
-		}
 		return api.PhasePaused
 	case g == guestRunning:
-		if w == wantStopped {
-			return api.PhaseStopping
-		}
 		return api.PhaseRunning
 	case w == wantStopped && l.Held && l.Failure != "":
 		return api.PhaseFailed

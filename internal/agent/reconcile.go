@@ -47,7 +47,9 @@ func (a *Agent) reconcile(ctx context.Context, id string) (time.Duration, error)
 		a.report(m, rec, revision, w)
 		return again, nil
 	}
-	a.report(m, rec, revision, w)
+	if w != wantStopped || g != guestNone {
+		a.report(m, rec, revision, w)
+	}
 	if wait, err := a.do(ctx, m, rec, plan(w, g, rec != nil)); err != nil {
 		return a.failed(ctx, m, rec, revision, w, err)
 	} else if wait > 0 {

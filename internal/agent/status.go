@@ -57,7 +57,7 @@ func (a *Agent) report(m *machine, rec *state.Server, revision int64, w want) {
 	g := m.state()
 	l := m.remembered()
 	st := &state.Status{Restarted: l.Restarted, StartSeen: l.StartSeen, BootID: a.BootID}
-	st.Phase, st.Message, st.Observed = phase(w, &l, g), l.Failure, revision
+	st.Phase, st.Message, st.Observed = phase(w, &l, g, m.torn), l.Failure, revision
 	st.Accelerator = a.accelerator(rec.Engine)
 	st.Started, st.NextStart, st.Exit, st.Restarts = l.Started, l.NextStart, l.Exit, l.InRow
 	if g == guestRunning || g == guestPaused {
