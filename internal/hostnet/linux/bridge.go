@@ -20,7 +20,7 @@ func (s makeBridge) do(_ context.Context, a *actor) error {
 		return err
 	}
 	at := netlink.NewLinkAttrs()
-	at.Name, at.MTU, at.Flags = bridgeDevice, s.MTU, net.FlagUp
+	at.Name, at.MTU = bridgeDevice, s.MTU
 	if at.HardwareAddr, err = net.ParseMAC(s.MAC); err != nil {
 		return err
 	}
@@ -52,10 +52,15 @@ func (s setLink) do(_ context.Context, a *actor) error {
 			return err
 		}
 	}
-	if s.Up {
-		return site.LinkSetUp(l)
+	if !s.Up {
+		return nil
 	}
-	return nil
+	if s.In == inNetwork && s.Dev == bridgeDevice {
+		if err := site.sysctl(withIPv6); err != nil {
+			return err
+		}
+	}
+	return site.LinkSetUp(l)
 }
 
 func (s delLink) do(_ context.Context, a *actor) error {

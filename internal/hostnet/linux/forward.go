@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"context"
 	"net"
 	"net/netip"
 	"os"
@@ -11,7 +12,7 @@ import (
 )
 
 const (
-	forwardTimeout = 2 * time.Second // of one resolver; so a stop waits no longer than for all of them
+	forwardTimeout = 2 * time.Second // of one resolver, one protocol
 	maxResolvers   = 3               // as resolv.conf(5) has it
 )
 
@@ -64,7 +65,7 @@ func (s *services) forward(q *dns.Msg) *dns.Msg {
 		return new(dns.Msg).SetRcode(q, dns.RcodeRefused)
 	}
 	for _, at := range to[:min(len(to), maxResolvers)] {
-		r, err := s.res.ask(at, q)
+		r, err := s.res.ask(s.life, at, q)
 		if err == nil && r.Rcode != dns.RcodeServerFailure && r.Rcode != dns.RcodeRefused {
 			r.Id, r.Question = q.Id, q.Question
 			return r
@@ -77,17 +78,20 @@ func (s *services) forward(q *dns.Msg) *dns.Msg {
 }
 
 // ask asks one resolver, under an id of its own, and again by TCP where the answer did not fit.
-func (r *resolvers) ask(at netip.AddrPort, q *dns.Msg) (*dns.Msg, error) {
+func (r *resolvers) ask(ctx context.Context, at netip.AddrPort, q *dns.Msg) (*dns.Msg, error) {
 	m := q.Copy()
 	m.Id = dns.Id()
 	var answer *dns.Msg
 	for _, proto := range []string{"udp", "tcp"} {
-		c, err := r.dial(proto, at)
+		c, err := r.dial(ctx, proto, at)
 		if err != nil {
 			return nil, err
 		}
 		client := &dns.Client{Net: proto, Timeout: forwardTimeout, UDPSize: maxUDPAnswer}
+		// The exchange sets its own deadlines, so its end is to close the connection.
+		stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 		answer, _, err = client.ExchangeWithConn(m, &dns.Conn{Conn: c})
+		stop()
 		_ = c.Close()
 		if err != nil {
 			return nil, err
@@ -100,9 +104,9 @@ func (r *resolvers) ask(at netip.AddrPort, q *dns.Msg) (*dns.Msg, error) {
 }
 
 // dial connects from the host's namespace.
-func (r *resolvers) dial(proto string, at netip.AddrPort) (c net.Conn, err error) {
+func (r *resolvers) dial(ctx context.Context, proto string, at netip.AddrPort) (c net.Conn, err error) {
 	err = r.host.run(func() error {
-		c, err = (&net.Dialer{Timeout: forwardTimeout}).Dial(proto, at.String())
+		c, err = (&net.Dialer{Timeout: forwardTimeout}).DialContext(ctx, proto, at.String())
 		return err
 	})
 	return c, err

@@ -181,3 +181,53 @@ func TestTapOpensWithAndWithoutVnetHeader(t *testing.T) {
 		t.Errorf("tap is %+v", l)
 	}
 }
+
+func TestIPv6Subnet(t *testing.T) {
+	w := newWorld(t)
+	h := w.daemon()
+	n := describeNet("alpha", "10.7.0.0/24", 2, 0)
+	p := netip.MustParsePrefix("fd07::/64")
+	n.Subnets = append(n.Subnets, hostnet.Subnet{Prefix: p, Gateway: netip.MustParseAddr("fd07::1")})
+	for i, a := range []string{"fd07::2", "fd07::3"} {
+		n.Ports[i].Addrs = append(n.Ports[i].Addrs, netip.PrefixFrom(netip.MustParseAddr(a), 64))
+		n.Records = append(n.Records, hostnet.Record{Name: n.Ports[i].Name, Addr: netip.MustParseAddr(a)})
+	}
+	set(t, h, n)
+	if diff, err := h.Check(context.Background(), n); err != nil || len(diff) > 0 {
+		t.Errorf("differs: %q, %v", diff, err)
+	}
+	a, b := w.guest(h, n, 0), w.guest(h, n, 1)
+	listenTCP(t, b, ":80", "hello")
+	if got, err := fetch(a, "[fd07::3]:80", 5*time.Second); err != nil || got != "hello fd07::2" {
+		t.Errorf("fetch: %q, %v", got, err)
+	}
+	if got := answersOf(ask(t, a, "udp", "fd07::1", "s1", dns.TypeAAAA)); got != "fd07::3" {
+		t.Errorf("s1 is %q", got)
+	}
+}
+
+func TestRemoveDoesNotWaitForResolvers(t *testing.T) {
+	w := newWorld(t)
+	asked := make(chan struct{}, 1)
+	resolver(t, w.outside, func(*dns.Msg) *dns.Msg { // never answers
+		select {
+		case asked <- struct{}{}:
+		default:
+		}
+		return nil
+	})
+	h := w.daemon()
+	n := describeNet("alpha", "10.7.0.0/24", 1, 0)
+	set(t, h, n)
+	g := w.guest(h, n, 0)
+	var c net.Conn
+	must(t, g.run(func() (err error) { c, err = net.Dial("udp", "10.7.0.1:53"); return err }))
+	defer func() { _ = c.Close() }()
+	must(t, (&dns.Conn{Conn: c}).WriteMsg(new(dns.Msg).SetQuestion("www.example.org.", dns.TypeA)))
+	<-asked
+	begin := time.Now()
+	must(t, h.Remove(context.Background(), n.ID))
+	if took := time.Since(begin); took > forwardTimeout/2 {
+		t.Errorf("took %v", took)
+	}
+}

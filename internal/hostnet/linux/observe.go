@@ -4,14 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
-	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/croftproject/croft/internal/hostnet"
 )
@@ -135,7 +130,7 @@ func (a *actor) observeRouter(o *observed) (err error) {
 	}
 	o.BridgeNets, o.UplinkNets = nets[o.Bridge.Index], nets[o.Uplink.Index]
 	if o.Uplink.Kind != "" {
-		routers, err := defaultsVia(s, o.Uplink.Index)
+		routers, err := defaultsVia(s, o.Uplink.Index, netlink.FAMILY_V4)
 		if err != nil {
 			return err
 		}
@@ -327,7 +322,7 @@ func (a *actor) observeGuest(server, dev string) (g guestState, err error) {
 		return g, err
 	}
 	g.Addrs = nets[g.Link.Index]
-	g.Routers, err = defaultsVia(s, g.Link.Index)
+	g.Routers, err = defaultsVia(s, g.Link.Index, netlink.FAMILY_V4, netlink.FAMILY_V6)
 	return g, err
 }
 
@@ -381,111 +376,4 @@ func (a *actor) look(todo hostnet.Network) error {
 	l, err := linkByName(a.n.site, bridgeDevice)
 	a.n.bridge = l.Index
 	return err
-}
-
-// marks reads which ports of a network are recorded as being in which server's namespace, by device.
-func (h *Host) marks(network string) (map[string]string, error) {
-	entries, err := os.ReadDir(h.markDir(network))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	out := map[string]string{}
-	for _, e := range entries {
-		server, ok, err := h.mark(network, e.Name())
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			out[e.Name()] = server
-		}
-	}
-	return out, nil
-}
-
-// mark reads the record of one port: a symbolic link, which is there whole or not at all.
-func (h *Host) mark(network, dev string) (server string, ok bool, err error) {
-	server, err = os.Readlink(filepath.Join(h.markDir(network), dev))
-	if errors.Is(err, os.ErrNotExist) {
-		return "", false, nil
-	}
-	return server, err == nil, err
-}
-
-func (h *Host) markDir(network string) string { return filepath.Join(h.o.RunDir, "ports", network) }
-
-func linkByName(s *site, name string) (link, error) {
-	l, err := s.LinkByName(name)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		return link{}, nil
-	}
-	if err != nil {
-		return link{}, fmt.Errorf("look at %s: %w", name, err)
-	}
-	return toLink(l), nil
-}
-
-func toLink(l netlink.Link) link {
-	at := l.Attrs()
-	out := link{Kind: l.Type(), Index: at.Index, Peer: at.ParentIndex, PeerNS: at.NetNsID, Master: at.MasterIndex,
-		MTU: at.MTU, MAC: at.HardwareAddr.String(), Up: at.RawFlags&unix.IFF_UP != 0}
-	if b, ok := l.(*netlink.Bridge); ok {
-		out.Snoop = b.MulticastSnooping == nil || *b.MulticastSnooping
-	}
-	return out
-}
-
-// addressesOf reads the addresses of a namespace, by interface index.
-func addressesOf(s *site) (map[int][]netip.Prefix, error) {
-	list, err := s.AddrList(nil, netlink.FAMILY_ALL)
-	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
-	}
-	out := map[int][]netip.Prefix{}
-	for _, a := range list {
-		if ip, ok := netip.AddrFromSlice(a.IP); ok {
-			bits, _ := a.Mask.Size()
-			out[a.LinkIndex] = append(out[a.LinkIndex], netip.PrefixFrom(ip.Unmap(), bits))
-		}
-	}
-	return out, nil
-}
-
-// defaultsVia reads the next hops of a device's default routes.
-func defaultsVia(s *site, index int) ([]netip.Addr, error) {
-	var out []netip.Addr
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		list, err := s.RouteListFiltered(family, &netlink.Route{LinkIndex: index}, netlink.RT_FILTER_OIF)
-		if err != nil {
-			return nil, fmt.Errorf("list routes: %w", err)
-		}
-		for _, r := range list {
-			if ip, ok := netip.AddrFromSlice(r.Gw); ok && isDefault(r) {
-				out = append(out, ip.Unmap())
-			}
-		}
-	}
-	return out, nil
-}
-
-func isDefault(r netlink.Route) bool {
-	if r.Dst == nil {
-		return true
-	}
-	ones, _ := r.Dst.Mask.Size()
-	return ones == 0 && strings.Trim(r.Dst.IP.String(), "0.:") == ""
-}
-
-func sameSubnets(a, b []hostnet.Subnet) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if a[i] != b[i] {
-			return false
-		}
-	}
-	return true
 }

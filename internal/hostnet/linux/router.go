@@ -17,19 +17,25 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// routing makes a network's namespace a router between its subnets and its way out. Bridged frames stay out of the
-// router's rules where br_netfilter is loaded.
+// routing makes a network's namespace a router between its subnets and its way out. Only the bridge speaks IPv6 there:
+// a link-local address and its routes on every port would make all of them slower to look at. Bridged frames stay out of
+// the router's rules where br_netfilter is loaded.
 var routing = [][2]string{
 	{"ipv4/ip_forward", "1"},
 	{"ipv6/conf/all/forwarding", "1"},
 	{"ipv6/conf/default/accept_ra", "0"},
+	{"ipv6/conf/default/disable_ipv6", "1"},
 	{"bridge/bridge-nf-call-iptables", "0"},
 	{"bridge/bridge-nf-call-ip6tables", "0"},
 	{"bridge/bridge-nf-call-arptables", "0"},
 }
 
 func forwarding(dev string) [2]string { return [2]string{"ipv4/conf/" + dev + "/forwarding", "1"} }
-func noIPv6(dev string) [2]string     { return [2]string{"ipv6/conf/" + dev + "/disable_ipv6", "1"} }
+
+// withIPv6 undoes the namespace's default for the bridge. A kernel without IPv6 lacks the key.
+var withIPv6 = [2]string{"ipv6/conf/" + bridgeDevice + "/disable_ipv6", "0"}
+
+func noIPv6(dev string) [2]string { return [2]string{"ipv6/conf/" + dev + "/disable_ipv6", "1"} }
 
 func (s setForwarding) do(_ context.Context, a *actor) error {
 	site, err := a.site(s.In)

@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,6 +25,8 @@ type services struct {
 	site *site
 	res  *resolvers
 
+	life    context.Context // ends with the services
+	end     context.CancelFunc
 	slots   chan struct{} // forwarded questions under way
 	clients chan struct{} // open TCP connections
 	sockets []interface{ Close() error }
@@ -62,6 +65,7 @@ func (h *Host) serve(n *network, want hostnet.Network) error {
 	}
 	s := &services{key: key, site: n.site, res: h.res, log: h.log.With("network", n.id), conns: map[net.Conn]bool{},
 		slots: make(chan struct{}, maxForwards), clients: make(chan struct{}, maxClients)}
+	s.life, s.end = context.WithCancel(context.Background())
 	s.data.Store(data)
 	if err := s.start(gateways); err != nil {
 		s.stop()
@@ -117,6 +121,7 @@ func (s *services) stop() {
 	if s == nil {
 		return
 	}
+	s.end()
 	for _, c := range s.sockets {
 		_ = c.Close()
 	}
