@@ -68,10 +68,11 @@ func restrict(c Confinement) error {
 		return fmt.Errorf("set personality: %w", errno)
 	}
 	unix.Umask(0o077)
-	// Best effort lets a kernel enforce fewer kinds of access than the library knows; none at all is refused. Version 9
-	// would take away the answers of the management console, which go to a socket of the daemon.
-	if version, err := ll.LandlockGetABIVersion(); err != nil || version < 1 {
-		return fmt.Errorf("the kernel has no Landlock: %v", err)
+	// Best effort lets a kernel enforce fewer kinds of access than the library knows. Below version 2 the library would
+	// drop all of it, as the first has no rule for moving files between directories. Version 9 would take away the answers
+	// of the management console, which go to a socket of the daemon.
+	if version, err := ll.LandlockGetABIVersion(); err != nil || version < 2 {
+		return fmt.Errorf("the kernel lacks Landlock (5.19 or later, enabled at boot with lsm=landlock,…): version %d, %v", version, err)
 	}
 	if err := landlock.V8.BestEffort().Restrict(
 		landlock.ROFiles(c.Read...).IgnoreIfMissing(),
