@@ -36,6 +36,11 @@ func (g *Guest) Exec(ctx context.Context, p engine.Process) (int, error) {
 	}
 	defer os.RemoveAll(dir)
 	s := &session{guest: g, process: p, dir: dir}
+	if p.TTY {
+		s.size = firstSize(p.Resize)
+		// The runtime itself sizes the terminal only once the process runs.
+		spec.ConsoleSize = &specs.Box{Height: uint(s.size.Rows), Width: uint(s.size.Cols)}
+	}
 	if err := s.prepare(ctx, spec); err != nil {
 		return 0, fmt.Errorf("exec in %s: %w", g.m.ID, err)
 	}
@@ -113,6 +118,7 @@ type session struct {
 	process engine.Process
 	dir     string
 	cmd     *exec.Cmd
+	size    engine.WinSize // at the start, with a terminal
 }
 
 // lingerTime is how long output may still come once the process has ended: its children may hold the pipes for ever.
@@ -142,12 +148,8 @@ func (s *session) file(name string) string { return s.dir + "/" + name }
 
 // kill ends the process in the guest; the runtime follows. Killed itself, the runtime would leave the process running.
 func (s *session) kill() error {
-	data, err := os.ReadFile(s.file("pid"))
-	if err != nil {
-		return s.cmd.Process.Kill() // it is not that far yet
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
-	if err != nil {
+	pid, ok := s.awaitPID()
+	if !ok {
 		return s.cmd.Process.Kill()
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
@@ -160,6 +162,24 @@ func (s *session) kill() error {
 		return s.cmd.Process.Kill()
 	}
 	return unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+}
+
+// startTime is how long the runtime may take to write down a process that it has started.
+const startTime = 2 * time.Second
+
+// awaitPID waits for the runtime's word of the process: it comes a little after the process has begun to run.
+func (s *session) awaitPID() (int, bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), startTime)
+	defer cancel()
+	for {
+		if data, err := os.ReadFile(s.file("pid")); err == nil {
+			pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+			return pid, err == nil && pid > 1
+		}
+		if s.cmd.Process.Signal(unix.Signal(0)) != nil || pause(ctx, settle) != nil {
+			return 0, false
+		}
+	}
 }
 
 // owns tells whether a process is in the guest's control group.
@@ -195,15 +215,7 @@ func (s *session) runPipes() error {
 // runTerminal runs it on a terminal: the runtime passes it, and its size, on to the one that it makes in the guest.
 func (s *session) runTerminal() error {
 	s.cmd.Args = slices.Insert(s.cmd.Args, len(s.cmd.Args)-1, "--tty")
-	size := &pty.Winsize{Rows: 24, Cols: 80}
-	select {
-	case first, ok := <-s.process.Resize:
-		if ok {
-			size = &pty.Winsize{Rows: first.Rows, Cols: first.Cols}
-		}
-	default:
-	}
-	terminal, err := pty.StartWithSize(s.cmd, size)
+	terminal, err := pty.StartWithSize(s.cmd, &pty.Winsize{Rows: s.size.Rows, Cols: s.size.Cols})
 	if err != nil {
 		return err
 	}
@@ -223,6 +235,18 @@ func (s *session) runTerminal() error {
 	output.Wait()
 	terminal.Close()
 	return err
+}
+
+// firstSize is the size that is known already, else the usual one.
+func firstSize(sizes <-chan engine.WinSize) engine.WinSize {
+	select {
+	case size, ok := <-sizes:
+		if ok {
+			return size
+		}
+	default:
+	}
+	return engine.WinSize{Rows: 24, Cols: 80}
 }
 
 func (s *session) resize(terminal *os.File, ended <-chan struct{}) {
