@@ -188,17 +188,6 @@ func (g *Guest) Resume(ctx context.Context) error {
 // Paused reads the mark; the console has no command that tells.
 func (g *Guest) Paused(context.Context) (bool, error) { return g.marked(pauseMark), nil }
 
-// Resize takes changes of limits, which are the cgroup's, and refuses those of what the kernel was booted with.
-func (g *Guest) Resize(_ context.Context, from, to *api.ServerSpec) error {
-	switch {
-	case from.Memory.Limit != to.Memory.Limit:
-		return fmt.Errorf("%w: a guest of the engine uml gets memory.limit at its next start", engine.ErrUnsupported)
-	case from.CPU.Count != to.CPU.Count:
-		return fmt.Errorf("%w: the engine uml gives one virtual CPU", engine.ErrUnsupported)
-	}
-	return nil
-}
-
 func (g *Guest) mark(name string) error {
 	f, err := os.OpenFile(filepath.Join(g.m.RunDir, name), os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {

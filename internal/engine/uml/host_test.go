@@ -325,6 +325,47 @@ func TestManagementConsole(t *testing.T) {
 	<-w.keeper.Done(m.ID)
 }
 
+// Memory is taken from a running guest and given back, within what it was started with.
+func TestResize(t *testing.T) {
+	w := newWorld(t)
+	m := w.machine(t, "resize")
+	g, s := w.boot(t, m)
+	s.run("head -c 8000000 /dev/urandom > /tmp/x; cat /tmp/x > /dev/null")
+	free := func() (kib int) {
+		if _, err := fmt.Sscan(s.run("awk '/^MemFree/{print $2}' /proc/meminfo"), &kib); err != nil {
+			t.Fatal(err)
+		}
+		return kib
+	}
+	limit := func(b api.Bytes) *api.ServerSpec {
+		spec := *m.Spec
+		spec.Memory.Limit = b
+		return &spec
+	}
+	r := g.(engine.Resizer)
+	before := free()
+	if err := r.Resize(within(t, 20*time.Second), limit(64*api.MiB), limit(48*api.MiB)); err != nil {
+		t.Fatal(err)
+	}
+	if taken := before - free(); taken < 15<<10 || taken > 17<<10 {
+		t.Errorf("the guest has %d KiB less free memory; want 16 MiB", taken)
+	}
+	if err := r.Resize(within(t, 20*time.Second), limit(48*api.MiB), limit(64*api.MiB)); err != nil {
+		t.Fatal(err)
+	}
+	if missing := before - free(); missing > 1<<10 {
+		t.Errorf("the guest misses %d KiB", missing)
+	}
+	for name, to := range map[string]api.Bytes{"more than at its start": 65 * api.MiB, "more than is free": 12 * api.MiB} {
+		if err := r.Resize(within(t, 20*time.Second), limit(64*api.MiB), limit(to)); !errors.Is(err, engine.ErrUnsupported) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if missing := before - free(); missing > 1<<10 {
+		t.Errorf("a refused change took %d KiB", missing)
+	}
+}
+
 // A paused guest does not run, whatever it was doing, and goes on where it was.
 func TestPauseHalts(t *testing.T) {
 	w := newWorld(t)

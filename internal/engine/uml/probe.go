@@ -35,7 +35,7 @@ func (e *Engine) Probe(ctx context.Context) engine.Report {
 	return engine.Report{
 		Available: true,
 		Version:   version,
-		Abilities: []string{"console", "pause"},
+		Abilities: []string{"console", "pause", "resize"},
 		Grants:    []api.GrantKind{api.GrantDirectory, api.GrantDedicatedCPU},
 	}
 }
