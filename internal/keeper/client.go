@@ -5,8 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"net"
 	"path/filepath"
 	"sync"
@@ -39,14 +37,10 @@ type Client struct {
 	mu    sync.Mutex
 	link  *link         // nil while there is none
 	up    chan struct{} // closed when link is set
-	ends  map[string]*ending
+	waits map[string]*waiting
 	fault error // of the last attempt to connect
-}
-
-// ending is a process that somebody waits for.
-type ending struct {
-	done chan struct{}
-	over bool
+	// leaving is set while the keeper is asked to end: then a lost connection is not made again.
+	leaving bool
 }
 
 // link is one connection.
@@ -69,7 +63,7 @@ func Connect(ctx context.Context, dir string, o Options) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{dir: dir, options: o, ends: map[string]*ending{}, link: l.link, up: make(chan struct{}), over: make(chan struct{})}
+	c := &Client{dir: dir, options: o, waits: map[string]*waiting{}, link: l.link, up: make(chan struct{}), over: make(chan struct{})}
 	close(c.up)
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	go c.hold(l)
@@ -91,7 +85,11 @@ func (c *Client) hold(l opened) {
 		stop()
 		c.mu.Lock()
 		c.link, c.up = nil, make(chan struct{})
+		leaving := c.leaving
 		c.mu.Unlock()
+		if leaving {
+			c.stop()
+		}
 		close(l.down)
 		var err error
 		if l, err = c.reconnect(); err != nil {
@@ -135,8 +133,8 @@ func (c *Client) receive(l opened) {
 			return
 		}
 		if r.Seq == 0 {
-			if r.Status != nil && !r.Status.Ended.IsZero() {
-				c.ended(r.Status.ID)
+			if r.Status != nil {
+				c.learn(r.Status.ID, *r.Status)
 			}
 			continue
 		}
@@ -146,43 +144,6 @@ func (c *Client) receive(l opened) {
 		l.mu.Unlock()
 		if answer != nil {
 			answer <- r
-		}
-	}
-}
-
-func (c *Client) ended(id string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if e := c.ends[id]; e != nil && !e.over {
-		e.over = true
-		close(e.done)
-	}
-}
-
-// resync finds out what ended while there was no connection.
-func (c *Client) resync() {
-	c.mu.Lock()
-	var waiting []string
-	for id, e := range c.ends {
-		if !e.over {
-			waiting = append(waiting, id)
-		}
-	}
-	c.mu.Unlock()
-	if len(waiting) == 0 {
-		return
-	}
-	list, err := c.List(c.ctx)
-	if err != nil {
-		return // closed
-	}
-	running := map[string]bool{}
-	for _, s := range list {
-		running[s.ID] = s.Ended.IsZero()
-	}
-	for _, id := range waiting {
-		if !running[id] {
-			c.ended(id)
 		}
 	}
 }
@@ -203,9 +164,6 @@ func (c *Client) call(ctx context.Context, r request) (reply, error) {
 		case out := <-answer:
 			return out, decodeError(out.Error)
 		case <-l.down:
-			if r.Op == opShutdown {
-				return reply{}, nil // it has ended
-			}
 		case <-ctx.Done():
 			return reply{}, ctx.Err()
 		case <-c.ctx.Done():
@@ -261,11 +219,7 @@ func (c *Client) Start(ctx context.Context, s Spec) (Status, error) {
 	if err != nil {
 		return Status{}, err
 	}
-	c.mu.Lock()
-	if e := c.ends[s.ID]; e != nil && e.over {
-		delete(c.ends, s.ID) // of an earlier process of that ID
-	}
-	c.mu.Unlock()
+	c.renew(s.ID)
 	return *out.Status, nil
 }
 
@@ -284,24 +238,6 @@ func (c *Client) List(ctx context.Context) ([]Status, error) {
 	return out.List, err
 }
 
-// Done returns a channel that is closed when the process has ended; at once where none of that ID runs.
-func (c *Client) Done(id string) <-chan struct{} {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	e := c.ends[id]
-	if e == nil {
-		e = &ending{done: make(chan struct{})}
-		c.ends[id] = e
-		go func() {
-			s, err := c.Get(c.ctx, id)
-			if errors.Is(err, ErrUnknown) || err == nil && !s.Ended.IsZero() {
-				c.ended(id)
-			}
-		}()
-	}
-	return e.done
-}
-
 // Signal sends a signal to a process; ErrUnknown, ErrEnded.
 func (c *Client) Signal(ctx context.Context, id string, sig unix.Signal) error {
 	_, err := c.call(ctx, request{Op: opSignal, ID: id, Signal: int(sig)})
@@ -313,10 +249,8 @@ func (c *Client) Forget(ctx context.Context, id string) error {
 	if _, err := c.call(ctx, request{Op: opForget, ID: id}); err != nil {
 		return err
 	}
-	c.ended(id)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.ends, id)
+	c.learn(id, gone)
+	c.renew(id)
 	return nil
 }
 
@@ -326,6 +260,7 @@ func (c *Client) Shutdown(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.leave(true)
 	answer, err := l.send(request{Op: opShutdown})
 	if err != nil {
 		return err
@@ -338,9 +273,16 @@ func (c *Client) Shutdown(ctx context.Context) error {
 		return ctx.Err()
 	}
 	if out.Error != nil {
+		c.leave(false)
 		return decodeError(out.Error)
 	}
 	return c.Close()
+}
+
+func (c *Client) leave(leaving bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.leaving = leaving
 }
 
 // Close ends the client. The keeper and its processes live on.
@@ -348,99 +290,4 @@ func (c *Client) Close() error {
 	c.stop()
 	<-c.over
 	return nil
-}
-
-// Attach connects to a process' console: first its last output, then what follows, until it ends or the stream is
-// closed. resize may be nil; it is read until the stream is closed.
-func (c *Client) Attach(ctx context.Context, id string, resize <-chan WinSize) (io.ReadWriteCloser, error) {
-	conn, r, err := greet(ctx, c.dir, hello{Version: protocol, Attach: id})
-	if err != nil {
-		return nil, err
-	}
-	s := &stream{conn: conn, r: r, closed: make(chan struct{})}
-	go s.resize(resize)
-	return s, nil
-}
-
-// stream is an attached console.
-type stream struct {
-	conn   net.Conn
-	r      *bufio.Reader
-	write  sync.Mutex
-	once   sync.Once
-	closed chan struct{}
-}
-
-func (s *stream) Read(p []byte) (int, error) { return s.r.Read(p) }
-
-func (s *stream) Write(p []byte) (int, error) {
-	for written := 0; written < len(p); {
-		n := min(len(p)-written, frameMax)
-		if err := s.frame(frameInput, p[written:written+n]); err != nil {
-			return written, err
-		}
-		written += n
-	}
-	return len(p), nil
-}
-
-func (s *stream) frame(kind byte, payload []byte) error {
-	s.write.Lock()
-	defer s.write.Unlock()
-	_, err := s.conn.Write(appendFrame(nil, kind, payload))
-	return err
-}
-
-func (s *stream) resize(sizes <-chan WinSize) {
-	for {
-		select {
-		case size, ok := <-sizes:
-			if !ok {
-				return
-			}
-			s.frame(frameResize, []byte{byte(size.Rows >> 8), byte(size.Rows), byte(size.Cols >> 8), byte(size.Cols)})
-		case <-s.closed:
-			return
-		}
-	}
-}
-
-func (s *stream) Close() error {
-	s.once.Do(func() { close(s.closed) })
-	return s.conn.Close()
-}
-
-// greet connects to a keeper's socket and says what for.
-func greet(ctx context.Context, dir string, h hello) (net.Conn, *bufio.Reader, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", filepath.Join(dir, socketName))
-	if err != nil {
-		return nil, nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	r := bufio.NewReader(conn)
-	err = json.NewEncoder(conn).Encode(h)
-	var w welcome
-	if err == nil {
-		var line []byte
-		if line, err = r.ReadSlice('\n'); err == nil {
-			err = json.Unmarshal(line, &w)
-		}
-	}
-	if !stop() {
-		err = ctx.Err()
-	}
-	switch {
-	case err != nil:
-		err = fmt.Errorf("greet keeper: %w", err)
-	case w.Error != nil:
-		err = decodeError(w.Error)
-	case w.Version < 1:
-		err = fmt.Errorf("keeper speaks version %d", w.Version)
-	}
-	if err != nil {
-		conn.Close()
-		return nil, nil, err
-	}
-	return conn, r, nil
 }

@@ -70,28 +70,26 @@ func (c *console) run() {
 
 // reopen waits a little and holds the terminal's other side anew. It reports false once the process has ended.
 func (c *console) reopen(pause time.Duration) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ending {
+	if !c.holding(nil) {
 		return false
 	}
+	time.Sleep(pause)
+	hold, _ := peer(c.in) // without it, the next read tries again
+	return c.holding(hold)
+}
+
+// holding replaces what holds the terminal's other side. Once the process has ended, nothing does, and it is false.
+func (c *console) holding(hold *os.File) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.hold != nil {
 		c.hold.Close()
 	}
-	c.mu.Unlock()
-	time.Sleep(pause)
-	hold, err := peer(c.in)
-	c.mu.Lock()
-	c.hold = nil
-	if err != nil {
-		return !c.ending
-	}
-	if c.ending {
+	if c.hold = hold; c.ending && hold != nil {
 		hold.Close()
-		return true
+		c.hold = nil
 	}
-	c.hold = hold
-	return true
+	return !c.ending
 }
 
 func (c *console) put(p []byte) {
@@ -143,11 +141,8 @@ func (c *console) close() {
 func (c *console) finish() {
 	c.mu.Lock()
 	c.ending = true
-	if c.hold != nil {
-		c.hold.Close()
-		c.hold = nil
-	}
 	c.mu.Unlock()
+	c.holding(nil)
 	c.in.SetReadDeadline(time.Now().Add(drainTime))
 	<-c.drained
 }

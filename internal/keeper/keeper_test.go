@@ -1,6 +1,7 @@
 package keeper_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -37,7 +38,7 @@ func TestMain(m *testing.M) {
 				fmt.Fprintln(os.Stderr, err)
 				os.Exit(1)
 			}
-			if _, err := c.Start(context.Background(), shell("survivor", "echo up; cat")); err != nil {
+			if _, err := c.Start(context.Background(), shell("survivor", "exec tail -f /dev/null")); err != nil {
 				fmt.Fprintln(os.Stderr, err)
 				os.Exit(1)
 			}
@@ -106,9 +107,8 @@ func open(t testing.TB) (*keeper.Client, string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	c := connect(t, dir)
-	t.Cleanup(func() { closeAll(t, dir) })
-	return c, dir
+	t.Cleanup(func() { closeAll(t, dir) }) // after connect's: a client that is open starts a keeper again
+	return connect(t, dir), dir
 }
 
 func connect(t testing.TB, dir string) *keeper.Client {
@@ -172,27 +172,32 @@ func wait(t testing.TB, c *keeper.Client, id string) keeper.Status {
 	return s
 }
 
-func attach(t testing.TB, c *keeper.Client, id string, resize <-chan keeper.WinSize) io.ReadWriteCloser {
+func attach(t testing.TB, c *keeper.Client, id string, resize <-chan keeper.WinSize) *view {
 	t.Helper()
 	s, err := c.Attach(t.Context(), id, resize)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	return s
+	return &view{s, bufio.NewReader(s)}
 }
 
-// expect reads until the text has come.
-func expect(t testing.TB, r io.Reader, text string) {
+// view is an attached console.
+type view struct {
+	io.WriteCloser
+	*bufio.Reader
+}
+
+// expect reads just as far as the text has come.
+func expect(t testing.TB, r *view, text string) {
 	t.Helper()
-	var got strings.Builder
-	buf := make([]byte, 1024)
-	for !strings.Contains(got.String(), text) {
-		n, err := r.Read(buf)
-		got.Write(buf[:n])
+	var got []byte
+	for !strings.HasSuffix(string(got), text) {
+		b, err := r.ReadByte()
 		if err != nil {
-			t.Fatalf("want %q in console, got %q: %v", text, got.String(), err)
+			t.Fatalf("want %q in console, got %q: %v", text, got, err)
 		}
+		got = append(got, b)
 	}
 }
 
@@ -224,7 +229,7 @@ func TestExitCodes(t *testing.T) {
 
 func TestTerminal(t *testing.T) {
 	c, dir := open(t)
-	s := shell("tty", "stty size; echo hel''lo; read x; echo got $x; stty size; read x; exit 7")
+	s := shell("tty", "stty size; echo hel''lo; read x; echo got $x; until stty size | grep '50 132'; do :; done; read x; exit 7")
 	s.Terminal, s.Log, s.Ready = true, filepath.Join(dir, "console"), "hello"
 	start(t, c, s)
 	sizes := make(chan keeper.WinSize)

@@ -292,7 +292,9 @@ func (l *launch) register(pid int, start uint64, began time.Time) error {
 		err = fmt.Errorf("process %d has not become a child of the keeper", pid)
 	}
 	if err != nil {
-		unix.Kill(pid, unix.SIGKILL)
+		if st, statErr := readStat(pid); statErr == nil && st.parent == os.Getpid() {
+			unix.Kill(pid, unix.SIGKILL)
+		}
 		k.mu.Lock()
 		p.record = record{}
 		k.mu.Unlock()

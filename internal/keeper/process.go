@@ -189,6 +189,9 @@ func (k *keeper) ended(p *process, code, signal int) {
 		p.adopted = nil
 	}
 	k.announce(*s)
+	if k.cut != nil && k.shut() == nil {
+		k.cut()
+	}
 }
 
 // outcome reads how a process ended: its exit code or 128 plus the signal, as a shell counts.
@@ -215,6 +218,11 @@ func (k *keeper) attach(id string) (*console, error) {
 func (k *keeper) shutdown() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	return k.shut()
+}
+
+// shut is shutdown with keeper.mu held.
+func (k *keeper) shut() error {
 	for id, p := range k.procs {
 		if p.record.Status.Ended.IsZero() {
 			return fmt.Errorf("shut down: %s: %w", id, ErrRunning)

@@ -42,6 +42,7 @@ type keeper struct {
 	procs   map[string]*process
 	conns   map[*conn]struct{}
 	closing bool
+	cut     func() // set once the socket was removed: ends the keeper
 }
 
 // Run is the keeper process: it serves DIR/keeper.sock until ctx is cancelled, or Client.Shutdown, or SIGTERM while it

@@ -37,6 +37,7 @@ func (k *keeper) serve(ctx context.Context, stop context.CancelFunc) error {
 		<-ctx.Done()
 		l.Close()
 	}()
+	go k.guard("watch of the socket", func() { k.watchSocket(ctx, path, stop) })
 	k.log.Info("serving", "pid", os.Getpid(), "processes", len(k.list()))
 	announceReady()
 	for {
@@ -49,6 +50,40 @@ func (k *keeper) serve(ctx context.Context, stop context.CancelFunc) error {
 			return err
 		}
 		go k.guard("connection", func() { k.welcome(ctx, c, stop) })
+	}
+}
+
+// watchSocket waits until the socket is removed (inotify(7)), with its directory for instance. Then nobody can reach the
+// keeper any more, and it ends with its last process.
+func (k *keeper) watchSocket(ctx context.Context, path string, stop context.CancelFunc) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		k.log.Warn("watch socket", "error", err)
+		return
+	}
+	events := os.NewFile(uintptr(fd), "inotify")
+	defer context.AfterFunc(ctx, func() { events.Close() })()
+	defer events.Close()
+	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_ATTRIB|unix.IN_DELETE_SELF); err != nil {
+		k.log.Warn("watch socket", "error", err)
+		return
+	}
+	for buf := make([]byte, 4096); ; {
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		if _, err := events.Read(buf); err != nil {
+			return
+		}
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	k.log.Warn("socket was removed")
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.cut = stop; k.shut() == nil {
+		stop()
 	}
 }
 

@@ -1,10 +1,14 @@
 package keeper
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,27 +27,33 @@ const connectTime = 10 * time.Second
 func connect(ctx context.Context, dir string, o Options) (opened, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTime)
 	defer cancel()
-	for {
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		conn, r, err := greet(ctx, dir, hello{Version: protocol})
 		if err == nil {
 			l := &link{conn: conn, down: make(chan struct{}), pending: map[uint64]chan reply{}}
 			return opened{l, r}, nil
 		}
-		absent := errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)
-		if !absent || ctx.Err() != nil {
+		serving := false
+		switch {
+		case ctx.Err() != nil:
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
+			if serving, err = spawn(ctx, dir, o); err != nil {
+				err = fmt.Errorf("start keeper: %w", err)
+			}
+		case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
+			err = nil // it is just ending
+		}
+		if err != nil {
 			return opened{}, fmt.Errorf("connect to keeper of %s: %w", dir, err)
 		}
-		serving, spawnErr := spawn(ctx, dir, o)
-		if spawnErr != nil {
-			return opened{}, fmt.Errorf("start keeper of %s: %w", dir, spawnErr)
+		if serving {
+			continue
 		}
-		if !serving {
-			// Another keeper has the directory, and is about to serve or to end; or this one failed, as its log tells.
-			select {
-			case <-ctx.Done():
-				return opened{}, fmt.Errorf("start keeper of %s: it does not serve, see %s: %w", dir, filepath.Join(dir, logName), ctx.Err())
-			case <-time.After(10 * time.Millisecond):
-			}
+		// Another keeper has the directory, and is about to serve or to end; or this one failed, as its log tells.
+		select {
+		case <-ctx.Done():
+			return opened{}, fmt.Errorf("start keeper: it does not serve, see %s: %w", filepath.Join(dir, logName), ctx.Err())
+		case <-time.After(pause):
 		}
 	}
 }
@@ -111,4 +121,39 @@ func reapKeeper(pid int) {
 			return
 		}
 	}
+}
+
+// greet connects to a keeper's socket and says what for.
+func greet(ctx context.Context, dir string, h hello) (net.Conn, *bufio.Reader, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", filepath.Join(dir, socketName))
+	if err != nil {
+		return nil, nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	r := bufio.NewReader(conn)
+	err = json.NewEncoder(conn).Encode(h)
+	var w welcome
+	if err == nil {
+		var line []byte
+		if line, err = r.ReadSlice('\n'); err == nil {
+			err = json.Unmarshal(line, &w)
+		}
+	}
+	if !stop() {
+		err = ctx.Err()
+	}
+	switch {
+	case err != nil:
+		err = fmt.Errorf("greet keeper: %w", err)
+	case w.Error != nil:
+		err = decodeError(w.Error)
+	case w.Version < 1:
+		err = fmt.Errorf("keeper speaks version %d", w.Version)
+	}
+	if err != nil {
+		conn.Close()
+		return nil, nil, err
+	}
+	return conn, r, nil
 }
