@@ -94,12 +94,13 @@ func TestLinuxOnPC(t *testing.T) {
 	m.NICs = []engine.NIC{{Name: "eth0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 7}, Tap: tapNamespace(t)}}
 	m.Boot.Ready = "LINUX-READY"
 	begin := time.Now()
-	g, err := qemu.NewFull(b.keeper, qemu.Options{}).Launch(within(t, 20*time.Second), m)
+	e := qemu.NewFull(b.keeper, qemu.Options{})
+	g, err := e.Launch(within(t, 20*time.Second), m)
 	if err != nil {
 		t.Fatal(err)
 	}
 	shown := b.await(within(t, 60*time.Second), t, m, "LINUX-READY")
-	t.Logf("userspace after %v, QEMU has %v beyond the guest's", time.Since(begin), residentBeyond(t, g.PID(), m))
+	t.Logf("userspace after %v, QEMU has %v beyond the guest's", time.Since(begin), residentBeyond(t, e, g, m))
 	if !strings.Contains(shown, "net=02:00:00:00:00:07") {
 		t.Errorf("the guest's network device is missing:\n%s", shown)
 	}
@@ -123,7 +124,7 @@ func TestUEFI(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.await(within(t, 60*time.Second), t, m, "LINUX-READY")
-	t.Logf("userspace after %v, QEMU has %v beyond the guest's", time.Since(begin), residentBeyond(t, g.PID(), m))
+	t.Logf("userspace after %v, QEMU has %v beyond the guest's", time.Since(begin), residentBeyond(t, e, g, m))
 	pausedThenStopped(t, g)
 	if err := g.Release(within(t, 10*time.Second)); err != nil {
 		t.Fatal(err)

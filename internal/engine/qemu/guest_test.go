@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -38,7 +39,7 @@ func TestLinuxOnMicroVM(t *testing.T) {
 	if err != nil || status.Ready.IsZero() {
 		t.Errorf("the keeper has not seen it: %+v, %v", status, err)
 	}
-	t.Logf("launched in %v, userspace after %v, QEMU has %v beyond the guest's", launched, status.Ready.Sub(begin), residentBeyond(t, g.PID(), m))
+	t.Logf("launched in %v, userspace after %v, QEMU has %v beyond the guest's", launched, status.Ready.Sub(begin), residentBeyond(t, e, g, m))
 	if !strings.Contains(shown, "disk=theroot disks=vda vdb") {
 		t.Errorf("the guest's disks are not root and seed:\n%s", shown)
 	}
@@ -98,11 +99,12 @@ func TestMemoryThatTheGuestKeeps(t *testing.T) {
 func TestDisplay(t *testing.T) {
 	b := newBench(t)
 	m := b.tiny(t, "display", api.ModelFull)
-	g, err := qemu.NewFull(b.keeper, qemu.Options{}).Launch(within(t, 20*time.Second), m)
+	e := qemu.NewFull(b.keeper, qemu.Options{})
+	g, err := e.Launch(within(t, 20*time.Second), m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("QEMU has %v beyond the guest's", residentBeyond(t, g.PID(), m))
+	t.Logf("QEMU has %v beyond the guest's", residentBeyond(t, e, g, m))
 	conn, err := g.(engine.Displayer).Display(within(t, 10*time.Second))
 	if err != nil {
 		t.Fatal(err)
@@ -176,5 +178,34 @@ func TestFailureCarriesQEMUsWords(t *testing.T) {
 	_, err := qemu.NewFull(b.keeper, qemu.Options{}).Launch(within(t, 20*time.Second), m)
 	if err == nil || !strings.Contains(err.Error(), "Permission denied") || !strings.Contains(err.Error(), m.Root.Path) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A machine with everything that this host can hand over starts: a qcow2 disk with I/O limits, and directories.
+func TestGrantsAndFormats(t *testing.T) {
+	b := newBench(t)
+	for model, newEngine := range engines {
+		t.Run(string(model), func(t *testing.T) {
+			m := b.tiny(t, "grants-"+string(model), model)
+			raw := m.Root.Path
+			m.Root = engine.Root{Path: raw + ".qcow2", Format: "qcow2"}
+			if out, err := exec.Command("qemu-img", "convert", "-O", "qcow2", raw, m.Root.Path).CombinedOutput(); err != nil {
+				t.Skipf("qemu-img: %v %s", err, out)
+			}
+			// QEMU opens them as the machine's user.
+			if err := errors.Join(os.Chmod(m.Root.Path, 0o666), os.Chmod(m.Dir+".disks", 0o777)); err != nil {
+				t.Fatal(err)
+			}
+			m.Spec.Disk.ReadIOPS = 1000
+			m.Grants = []api.Grant{
+				{Kind: api.GrantDirectory, Source: m.Dir + ".disks", Target: "rw"},
+				{Kind: api.GrantDirectory, Source: m.Dir + ".disks", Target: "ro", ReadOnly: true},
+				{Kind: api.GrantNesting},
+			}
+			if _, err := newEngine(b.keeper, qemu.Options{}).Launch(within(t, 20*time.Second), m); err != nil {
+				t.Fatal(err)
+			}
+			b.await(within(t, 20*time.Second), t, m, m.Boot.Ready)
+		})
 	}
 }

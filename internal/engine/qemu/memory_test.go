@@ -12,10 +12,10 @@ import (
 )
 
 // residentBeyond is the memory that a QEMU holds apart from its guest's, by /proc/PID/smaps: what is private to it or
-// shared, without the mapping of the guest's memory's size.
-func residentBeyond(t *testing.T, pid int, m *engine.Machine) api.Bytes {
+// shared, without the mapping of the guest's memory's size. It must be within what the engine says that it takes.
+func residentBeyond(t *testing.T, e engine.Engine, g engine.Guest, m *engine.Machine) api.Bytes {
 	t.Helper()
-	file, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
+	file, err := os.Open(fmt.Sprintf("/proc/%d/smaps", g.PID()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,6 +35,9 @@ func residentBeyond(t *testing.T, pid int, m *engine.Machine) api.Bytes {
 				total += api.Bytes(kib) * api.KiB
 			}
 		}
+	}
+	if overhead := e.Overhead(m.Spec); total > overhead {
+		t.Errorf("QEMU holds %v beyond the guest's memory, and the overhead says %v", total, overhead)
 	}
 	return total
 }
