@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -164,6 +165,11 @@ func (ix *index) lineage(tenant string) ([]rec[state.Tenant], error) {
 		tenant = r.v.Spec.Parent
 	}
 	return out, nil
+}
+
+// same tells whether two values are written alike: what is left out and what is empty is the same.
+func same(a, b any) bool {
+	return bytes.Equal(store.Encode("", a).Value, store.Encode("", b).Value)
 }
 
 // maxDepth of the tree of tenants.

@@ -3,7 +3,6 @@ package control
 import (
 	"context"
 	"fmt"
-	"reflect"
 	"slices"
 
 	"github.com/croftproject/croft/api"
@@ -39,7 +38,7 @@ func (c *Control) RegisterHost(ctx context.Context, m Machine) (string, error) {
 			old := d.ix.hosts[id].v
 			next := *old
 			next.Capacity, next.CPUs = m.Capacity, m.CPUs
-			if !reflect.DeepEqual(&next, old) {
+			if !same(&next, old) {
 				d.put(state.Hosts+id, &next)
 			}
 			return nil
@@ -136,7 +135,7 @@ func (c hosts) Update(ctx context.Context, who httpapi.Caller, _, name string, u
 		if err := checkHost(&next, u.Name); err != nil {
 			return err
 		}
-		if reflect.DeepEqual(&next, old) {
+		if same(&next, old) {
 			return nil
 		}
 		d.put(state.Hosts+id, &next)

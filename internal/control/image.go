@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"reflect"
 
 	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/httpapi"
@@ -89,7 +88,7 @@ func (c images) Update(ctx context.Context, who httpapi.Caller, tenant, name str
 				return err
 			}
 		}
-		if reflect.DeepEqual(&next, old) {
+		if same(&next, old) {
 			return nil
 		}
 		d.put(state.Images+id, &next)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"reflect"
 	"slices"
 
 	"github.com/croftproject/croft/api"
@@ -211,7 +210,7 @@ func (c networks) Update(ctx context.Context, who httpapi.Caller, tenant, name s
 		if (renamed || moved) && ports > 0 {
 			return api.Errorf(api.CodeInUse, "network %s has %d ports; its name and subnets can change when it has none", old.Meta.Name, ports)
 		}
-		if reflect.DeepEqual(next, old) {
+		if same(next, old) {
 			return nil
 		}
 		d.put(state.Networks+id, next)

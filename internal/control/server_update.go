@@ -3,7 +3,6 @@ package control
 import (
 	"context"
 	"fmt"
-	"reflect"
 	"slices"
 
 	"github.com/croftproject/croft/api"
@@ -55,7 +54,7 @@ func (c *Control) rewrite(d *draft, who httpapi.Caller, now *api.Server, old *st
 	if err := c.compose(d, &next, old); err != nil {
 		return err
 	}
-	if reflect.DeepEqual(&next, old) {
+	if same(&next, old) {
 		d.Puts, d.Deletes = nil, nil // nothing to write
 		return nil
 	}
@@ -137,13 +136,13 @@ func changeable(ix *index, now *api.Server, next *api.ServerSpec, old *state.Ser
 	cold("/spec/memory/limit", next.Memory.Limit != was.Memory.Limit, resizes)
 	cold("/spec/memory/hugePages", next.Memory.HugePages != was.Memory.HugePages, false)
 	cold("/spec/disk/size", next.Disk.Size != was.Disk.Size, false)
-	cold("/spec/ports", !reflect.DeepEqual(next.Ports, was.Ports), false)
-	cold("/spec/grants", !slices.Equal(next.Grants, was.Grants), false)
+	cold("/spec/ports", !same(next.Ports, was.Ports), false)
+	cold("/spec/grants", !same(next.Grants, was.Grants), false)
 	cold("/spec/firmware", next.Firmware != was.Firmware, false)
 	cold("/spec/devices", next.Devices != was.Devices, false)
 	cold("/spec/cdrom", next.CDROM != was.CDROM, false)
-	cold("/spec/app", !reflect.DeepEqual(next.App, was.App), false)
-	cold("/spec/guest", !reflect.DeepEqual(next.Guest, was.Guest), false)
+	cold("/spec/app", !same(next.App, was.App), false)
+	cold("/spec/guest", !same(next.Guest, was.Guest), false)
 	return f.err()
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"path"
-	"reflect"
 
 	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/httpapi"
@@ -160,7 +159,7 @@ func (c tenants) Update(ctx context.Context, who httpapi.Caller, _, name string,
 		if err := checkTenant(d.ix, &next); err != nil {
 			return err
 		}
-		if reflect.DeepEqual(&next, old) {
+		if same(&next, old) {
 			return nil
 		}
 		d.put(state.Tenants+id, &next)

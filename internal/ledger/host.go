@@ -171,7 +171,7 @@ func (h Host) pick(r Room, a Ask) (picked []int, free int) {
 		}
 		return y - x
 	})
-	picked = slices.Clone(open[:max(0, min(a.Dedicated, free))])
+	picked = append(picked, open[:max(0, min(a.Dedicated, free))]...)
 	slices.Sort(picked)
 	return picked, free
 }

@@ -5,6 +5,9 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
+	"go.etcd.io/raft/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // isServerDown knows the errors by which etcd says that it is not there, has no leader, or is too busy.
@@ -19,5 +22,6 @@ func isServerDown(err error) bool {
 			return true
 		}
 	}
-	return false
+	// In this process, raft's own error comes through as a status without a code.
+	return status.Code(err) == codes.Unknown && status.Convert(err).Message() == raft.ErrStopped.Error()
 }
