@@ -1,0 +1,382 @@
+package control
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/httpapi"
+	"github.com/croftproject/croft/internal/state"
+)
+
+func subnet(prefix, gateway string) []api.Subnet {
+	s := api.Subnet{}
+	if prefix != "" {
+		s.Prefix = netip.MustParsePrefix(prefix)
+	}
+	if gateway != "" {
+		s.Gateway = netip.MustParseAddr(gateway)
+	}
+	return []api.Subnet{s}
+}
+
+func TestNetworks(t *testing.T) {
+	w := newWorld(t)
+	create := func(name string, spec api.NetworkSpec) (*api.Network, error) {
+		return w.Networks().Create(t.Context(), root, DefaultTenant, httpapi.Create[api.NetworkSpec]{Name: name, Spec: spec})
+	}
+	corp, err := w.Networks().Get(t.Context(), root, DefaultTenant, "corp")
+	w.must(err)
+	if corp.Spec.Subnets[0].Prefix.String() != "10.64.0.0/24" || corp.Spec.Subnets[0].Gateway.String() != "10.64.0.1" ||
+		!*corp.Spec.NAT || corp.Spec.MTU != 1500 || corp.Spec.DNS.Domain != "corp.default.internal" {
+		t.Errorf("%+v", corp.Spec)
+	}
+	second, err := create("second", api.NetworkSpec{})
+	w.must(err)
+	if got := second.Spec.Subnets[0].Prefix.String(); got != "10.64.1.0/24" {
+		t.Errorf("the second network has %s", got)
+	}
+	for name, tc := range map[string]struct {
+		spec    api.NetworkSpec
+		pointer string
+	}{
+		"host bits":       {api.NetworkSpec{Subnets: subnet("10.7.0.1/24", "")}, "/spec/subnets/0/prefix"},
+		"IPv6":            {api.NetworkSpec{Subnets: subnet("fd00::/64", "")}, "/spec/subnets/0/prefix"},
+		"too small":       {api.NetworkSpec{Subnets: subnet("10.7.0.0/31", "")}, "/spec/subnets/0/prefix"},
+		"too large":       {api.NetworkSpec{Subnets: subnet("10.0.0.0/8", "")}, "/spec/subnets/0/prefix"},
+		"everything":      {api.NetworkSpec{Subnets: subnet("0.0.0.0/0", "")}, "/spec/subnets/0/prefix"},
+		"loopback":        {api.NetworkSpec{Subnets: subnet("127.0.0.0/24", "")}, "/spec/subnets/0/prefix"},
+		"multicast":       {api.NetworkSpec{Subnets: subnet("239.0.0.0/24", "")}, "/spec/subnets/0/prefix"},
+		"none":            {api.NetworkSpec{Subnets: subnet("", "")}, "/spec/subnets/0/prefix"},
+		"two":             {api.NetworkSpec{Subnets: append(subnet("10.7.0.0/24", ""), subnet("10.7.0.0/24", "")...)}, "/spec/subnets"},
+		"gateway outside": {api.NetworkSpec{Subnets: subnet("10.7.0.0/24", "10.8.0.1")}, "/spec/subnets/0/gateway"},
+		"gateway is it":   {api.NetworkSpec{Subnets: subnet("10.7.0.0/24", "10.7.0.0")}, "/spec/subnets/0/gateway"},
+		"gateway is all":  {api.NetworkSpec{Subnets: subnet("10.7.0.0/24", "10.7.0.255")}, "/spec/subnets/0/gateway"},
+		"MTU":             {api.NetworkSpec{MTU: 100}, "/spec/mtu"},
+		"negative MTU":    {api.NetworkSpec{MTU: -1}, "/spec/mtu"},
+		"domain":          {api.NetworkSpec{DNS: api.DNS{Domain: "a..b"}}, "/spec/dns/domain"},
+		"forwarder":       {api.NetworkSpec{DNS: api.DNS{Forwarders: []netip.Addr{{}}}}, "/spec/dns/forwarders/0"},
+	} {
+		_, err := create("bad", tc.spec)
+		if api.CodeOf(err) != api.CodeInvalid {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		problem(t, err, api.CodeInvalid, tc.pointer)
+	}
+	_, err = create("corp", api.NetworkSpec{})
+	problem(t, err, api.CodeExists, "/name")
+
+	w.server("web", func(s *api.ServerSpec) { s.Ports = []api.Port{{Network: "corp"}} })
+	_, err = w.Networks().Delete(t.Context(), root, DefaultTenant, "corp", httpapi.DeleteOptions{})
+	problem(t, err, api.CodeInUse)
+	spec := corp.Spec
+	spec.MTU = 1400
+	updated, err := w.Networks().Update(t.Context(), root, DefaultTenant, "corp", httpapi.Update[api.NetworkSpec]{Spec: spec})
+	if err != nil || updated.Spec.MTU != 1400 || updated.Status.Ports != 1 {
+		t.Errorf("%+v, %v", updated, err)
+	}
+	spec.Subnets = subnet("10.9.0.0/24", "")
+	for _, u := range []httpapi.Update[api.NetworkSpec]{{Spec: spec}, {Name: "intern", Spec: corp.Spec}} {
+		_, err = w.Networks().Update(t.Context(), root, DefaultTenant, "corp", u)
+		problem(t, err, api.CodeInUse)
+	}
+	w.remove("web")
+	moved, err := w.Networks().Update(t.Context(), root, DefaultTenant, "corp", httpapi.Update[api.NetworkSpec]{Name: "intern", Spec: spec})
+	w.must(err)
+	if moved.Name != "intern" || moved.Spec.DNS.Domain != "intern.default.internal" || moved.Spec.Subnets[0].Gateway.String() != "10.9.0.1" {
+		t.Errorf("%+v", moved)
+	}
+	_, err = w.Networks().Delete(t.Context(), root, DefaultTenant, "intern", httpapi.DeleteOptions{})
+	w.must(err)
+	w.sound()
+}
+
+func TestFullNetwork(t *testing.T) {
+	w := newWorld(t)
+	_, err := w.Networks().Create(t.Context(), root, DefaultTenant, httpapi.Create[api.NetworkSpec]{
+		Name: "tiny", Spec: api.NetworkSpec{Subnets: subnet("10.7.0.0/30", "")},
+	})
+	w.must(err)
+	tiny := func(s *api.ServerSpec) { s.Ports = []api.Port{{Network: "tiny"}} }
+	w.server("one", tiny)
+	_, err = w.create("two", tiny)
+	if p := problem(t, err, api.CodeCapacity); p.Short[0].Resource != "address" {
+		t.Errorf("%+v", p.Short)
+	}
+	w.sound()
+}
+
+func quota(t *testing.T, text string) api.Quota {
+	t.Helper()
+	var q api.Quota
+	bytes := func(n api.Bytes) *api.Bytes { return &n }
+	number := func(n int) *int { return &n }
+	switch text {
+	case "servers 2":
+		q.Servers = number(2)
+	case "memory 600MiB":
+		q.Memory = bytes(600 * api.MiB)
+	case "networks 1, images 0":
+		q.Networks, q.Images = number(1), number(0)
+	}
+	return q
+}
+
+func TestQuotas(t *testing.T) {
+	w := newWorld(t)
+	tenant := func(name, parent string, q api.Quota) {
+		t.Helper()
+		_, err := w.Tenants().Create(t.Context(), root, "", httpapi.Create[api.TenantSpec]{Name: name, Spec: api.TenantSpec{Parent: parent, Quota: q}})
+		w.must(err)
+	}
+	create := func(tenant, name string) error {
+		_, err := w.Servers().Create(t.Context(), root, tenant, httpapi.Create[api.ServerSpec]{Name: name, Spec: small()})
+		return err
+	}
+	tenant("reseller", "", quota(t, "memory 600MiB"))
+	tenant("customer", "reseller", quota(t, "servers 2"))
+	tenant("other", "reseller", quota(t, "networks 1, images 0"))
+	w.must(create("customer", "a"))
+	w.must(create("other", "a"))
+	p := problem(t, create("customer", "b"), api.CodeQuota)
+	want := []api.Shortage{{Resource: "memory", Where: "reseller", Asked: "256MiB", Free: "88MiB", Short: "168MiB"}}
+	if d := cmp.Diff(want, p.Short); d != "" {
+		t.Error(d)
+	}
+	got, err := w.Tenants().Get(t.Context(), root, "", "reseller")
+	w.must(err)
+	if got.Status.Used != (api.Resources{Servers: 2, CPU: 200, Memory: 512 * api.MiB, Disk: 128 * api.MiB}) {
+		t.Errorf("%+v", got.Status)
+	}
+	// Less than what is used: nothing grows, everything may shrink.
+	zero := 0
+	_, err = w.Tenants().Update(t.Context(), root, "", "customer", httpapi.Update[api.TenantSpec]{Spec: api.TenantSpec{Quota: api.Quota{Servers: &zero}}})
+	w.must(err)
+	problem(t, create("customer", "b"), api.CodeQuota)
+	for _, tc := range []struct {
+		body httpapi.Create[api.TenantSpec]
+		at   string
+	}{
+		{httpapi.Create[api.TenantSpec]{Name: "x", Spec: api.TenantSpec{Parent: "nobody"}}, "/spec/parent"},
+		{httpapi.Create[api.TenantSpec]{Name: "X"}, "/name"},
+		{httpapi.Create[api.TenantSpec]{Name: "x", Spec: api.TenantSpec{Quota: api.Quota{Servers: negative()}}}, "/spec/quota/servers"},
+		{httpapi.Create[api.TenantSpec]{Name: "x", Spec: api.TenantSpec{Grants: []api.AllowedGrant{{Kind: "all"}}}}, "/spec/grants/0/kind"},
+		{httpapi.Create[api.TenantSpec]{Name: "x", Spec: api.TenantSpec{Grants: []api.AllowedGrant{{Kind: api.GrantDirectory}}}}, "/spec/grants/0/source"},
+	} {
+		_, err := w.Tenants().Create(t.Context(), root, "", tc.body)
+		problem(t, err, api.CodeInvalid, tc.at)
+	}
+	_, err = w.Tenants().Update(t.Context(), root, "", "customer", httpapi.Update[api.TenantSpec]{Spec: api.TenantSpec{Parent: "other"}})
+	problem(t, err, api.CodeInvalid, "/spec/parent")
+	_, err = w.Tenants().Update(t.Context(), root, "", "customer", httpapi.Update[api.TenantSpec]{Name: "client"})
+	problem(t, err, api.CodeInvalid, "/name")
+
+	_, err = w.Networks().Create(t.Context(), root, "other", httpapi.Create[api.NetworkSpec]{Name: "n1"})
+	w.must(err)
+	_, err = w.Networks().Create(t.Context(), root, "other", httpapi.Create[api.NetworkSpec]{Name: "n2"})
+	problem(t, err, api.CodeQuota)
+	_, err = w.ImportImage(t.Context(), root, "other", httpapi.ImageImport{Name: "i", Body: strings.NewReader("i")})
+	problem(t, err, api.CodeQuota)
+
+	for _, name := range []string{"reseller", "customer", "other"} {
+		_, err = w.Tenants().Delete(t.Context(), root, "", name, httpapi.DeleteOptions{})
+		problem(t, err, api.CodeInUse)
+	}
+	_, err = w.Tenants().Delete(t.Context(), root, "", DefaultTenant, httpapi.DeleteOptions{})
+	problem(t, err, api.CodeProtected)
+	s, err := w.Servers().Delete(t.Context(), root, "customer", "a", httpapi.DeleteOptions{Force: true})
+	w.must(err)
+	w.must(w.Gone(t.Context(), s.ID))
+	_, err = w.Tenants().Delete(t.Context(), root, "", "customer", httpapi.DeleteOptions{})
+	w.must(err)
+	w.sound()
+	eve := httpapi.Caller{Name: "eve", Tenant: "other"}
+	_, err = w.Tenants().Create(t.Context(), eve, "", httpapi.Create[api.TenantSpec]{Name: "mine"})
+	problem(t, err, api.CodeForbidden)
+	_, err = w.Tenants().Get(t.Context(), eve, "", "reseller")
+	problem(t, err, api.CodeForbidden)
+}
+
+func negative() *int { n := -1; return &n }
+
+func TestImages(t *testing.T) {
+	w := newWorld(t)
+	got, err := w.Images().Get(t.Context(), root, DefaultTenant, "micro")
+	w.must(err)
+	if got.Status.Digest == "" || len(got.Status.Models) != 3 || got.Status.Source != "upload" {
+		t.Errorf("%+v", got)
+	}
+	_, err = w.ImportImage(t.Context(), root, DefaultTenant, httpapi.ImageImport{Name: "broken", Body: strings.NewReader("bad")})
+	problem(t, err, api.CodeBadImage)
+	jobs, err := w.Jobs().List(t.Context(), root, DefaultTenant, httpapi.ListOptions{Filter: map[string]string{"phase": "failed"}})
+	if err != nil || jobs.Total != 1 {
+		t.Errorf("%d failed jobs, %v", jobs.Total, err)
+	}
+	_, err = w.ImportImage(t.Context(), root, DefaultTenant, httpapi.ImageImport{Name: "micro", Body: strings.NewReader("x")})
+	problem(t, err, api.CodeExists, "/name")
+	_, err = w.ImportImage(t.Context(), httpapi.Caller{Name: "eve", Tenant: DefaultTenant}, DefaultTenant,
+		httpapi.ImageImport{Name: "mine", Shared: true, Body: strings.NewReader("x")})
+	problem(t, err, api.CodeForbidden)
+	_, err = w.BuildImage(t.Context(), root, DefaultTenant, "d", "windows", false)
+	problem(t, err, api.CodeInvalid, "/builtin")
+
+	// The same content under another name is kept once, and stays until the last of them goes.
+	_, err = w.ImportImage(t.Context(), root, DefaultTenant, httpapi.ImageImport{Name: "again", Body: strings.NewReader("micro")})
+	w.must(err)
+	if n := len(w.images.have); n != 1 {
+		t.Errorf("%d contents", n)
+	}
+	s := w.server("web")
+	_, err = w.Images().Delete(t.Context(), root, DefaultTenant, "micro", httpapi.DeleteOptions{})
+	problem(t, err, api.CodeInUse)
+	w.must(w.Gone(t.Context(), s.ID))
+	_, err = w.Images().Delete(t.Context(), root, DefaultTenant, "micro", httpapi.DeleteOptions{})
+	w.must(err)
+	if n := len(w.images.have); n != 1 {
+		t.Errorf("%d contents while one image has it", n)
+	}
+	renamed, err := w.Images().Update(t.Context(), root, DefaultTenant, "again", httpapi.Update[api.ImageSpec]{Name: "base", Spec: api.ImageSpec{Shared: true}})
+	w.must(err)
+	_, err = w.Tenants().Create(t.Context(), root, "", httpapi.Create[api.TenantSpec]{Name: "acme"})
+	w.must(err)
+	eve := httpapi.Caller{Name: "eve", Tenant: "acme"}
+	if list, err := w.Images().List(t.Context(), eve, "acme", httpapi.ListOptions{}); err != nil || list.Total != 1 {
+		t.Errorf("a shared image is not seen: %+v, %v", list, err)
+	}
+	if seen, err := w.Images().Get(t.Context(), eve, "acme", "base"); err != nil || seen.ID != renamed.ID {
+		t.Errorf("%+v, %v", seen, err)
+	}
+	_, err = w.Images().Delete(t.Context(), eve, "acme", "base", httpapi.DeleteOptions{})
+	problem(t, err, api.CodeNotFound)
+	_, err = w.Images().Delete(t.Context(), root, DefaultTenant, "base", httpapi.DeleteOptions{})
+	w.must(err)
+	if n := len(w.images.have); n != 0 {
+		t.Errorf("%d contents are left", n)
+	}
+	w.sound()
+}
+
+func TestJobs(t *testing.T) {
+	w := newWorld(t)
+	w.images.hold = make(chan struct{})
+	who := root
+	who.Key = "build-once"
+	job, err := w.BuildImage(t.Context(), who, DefaultTenant, "debian", "debian-12", true)
+	w.must(err)
+	again, err := w.BuildImage(t.Context(), who, DefaultTenant, "debian", "debian-12", true)
+	if err != nil || again.ID != job.ID {
+		t.Fatalf("%+v, %v", again, err)
+	}
+	get := func(c *Control) *api.Job {
+		j, err := c.Jobs().Get(t.Context(), root, DefaultTenant, job.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return j
+	}
+	w.soon("progress", func() bool { return get(w.Control).Status.Step == "debootstrap" })
+	_, err = w.Jobs().Delete(t.Context(), root, DefaultTenant, job.Name, httpapi.DeleteOptions{})
+	problem(t, err, api.CodeWrongState)
+	close(w.images.hold)
+	w.soon("done", func() bool { return get(w.Control).Status.Phase == api.JobDone })
+	if _, err := w.Images().Get(t.Context(), root, DefaultTenant, "debian"); err != nil {
+		t.Error(err)
+	}
+	_, err = w.Jobs().Delete(t.Context(), root, DefaultTenant, job.Name, httpapi.DeleteOptions{})
+	w.must(err)
+
+	// A daemon that ends in order fails its jobs; one that is killed leaves them, and the next one fails them.
+	w.images.hold = make(chan struct{})
+	who.Key = ""
+	job, err = w.ImportImage(t.Context(), who, DefaultTenant, httpapi.ImageImport{Name: "app", Registry: "registry.example/app:1"})
+	w.must(err)
+	other := start(t, w.store, w.images)
+	w.Close()
+	w.must(other.catchUp(t.Context()))
+	if j := get(other); j.Status.Phase != api.JobFailed || j.Status.Code != api.CodeUnavailable {
+		t.Errorf("%+v", j.Status)
+	}
+	lost := state.Job{Job: *job, HostID: w.hostID}
+	w.Control = other
+	w.write(state.Jobs+job.ID, lost)
+	w.images.keep("orphan", "tree")
+	w.register(machine)
+	if j := get(other); j.Status.Phase != api.JobFailed || !strings.Contains(j.Status.Error, "daemon ended") {
+		t.Errorf("%+v", j.Status)
+	}
+	if n := len(w.images.have); n != 2 { // micro and debian
+		t.Errorf("%d contents; want those of two images", n)
+	}
+	w.sound()
+}
+
+func TestHosts(t *testing.T) {
+	w := newWorld(t)
+	h := w.host()
+	if h.Spec.Overcommit.Disk != 200 || h.Status.Allocatable.Memory != 100*256*api.MiB || h.Status.Phase != "ready" || len(h.Status.Engines) != 4 {
+		t.Errorf("%+v", h)
+	}
+	before := h.Revision
+	w.register(machine) // again: nothing changes
+	if h = w.host(); h.Revision != before {
+		t.Error("registering the same host changed it")
+	}
+	bigger := machine
+	bigger.Capacity.Memory += api.GiB
+	w.register(bigger)
+	if h = w.host(); h.Status.Capacity.Memory != bigger.Capacity.Memory {
+		t.Errorf("%+v", h.Status.Capacity)
+	}
+	update := func(spec api.HostSpec) error {
+		_, err := w.Hosts().Update(t.Context(), root, "", "h1", httpapi.Update[api.HostSpec]{Spec: spec})
+		return err
+	}
+	w.server("web")
+	w.must(update(api.HostSpec{Unschedulable: true}))
+	_, err := w.create("late")
+	if p := problem(t, err, api.CodeCapacity); !strings.Contains(p.Detail, "unschedulable") {
+		t.Errorf("%v", p)
+	}
+	// Less than what is promised: a warning.
+	w.must(update(api.HostSpec{Reserve: api.Reserve{Memory: bigger.Capacity.Memory - 100*api.MiB}}))
+	events, err := w.Events().List(t.Context(), root, "", httpapi.ListOptions{AllTenants: true, Filter: map[string]string{"reason": "Overpromised"}})
+	if err != nil || events.Total != 1 || !strings.Contains(string(events.Items[0]), `"warning":true`) {
+		t.Errorf("%s, %v", events.Items, err)
+	}
+	_, err = w.create("late")
+	if p := problem(t, err, api.CodeCapacity); len(p.Short) != 1 || p.Short[0].Free != "0B" || p.Short[0].Short != "256MiB" {
+		t.Errorf("%+v", p.Short)
+	}
+	for pointer, spec := range map[string]api.HostSpec{
+		"/spec/overcommit/cpu":    {Overcommit: api.Overcommit{CPU: 10001}},
+		"/spec/overcommit/memory": {Overcommit: api.Overcommit{Memory: -1}},
+		"/spec/reserve/memory":    {Reserve: api.Reserve{Memory: api.TiB}},
+		"/spec/uplink":            {Uplink: "a-device-with-a-long-name"},
+	} {
+		problem(t, update(spec), api.CodeInvalid, pointer)
+	}
+	_, err = w.Hosts().Delete(t.Context(), root, "", "h1", httpapi.DeleteOptions{})
+	problem(t, err, api.CodeInUse)
+	_, err = w.Hosts().Create(t.Context(), root, "", httpapi.Create[api.HostSpec]{Name: "h2"})
+	problem(t, err, api.CodeMethod)
+	_, err = w.Hosts().Get(t.Context(), httpapi.Caller{Tenant: DefaultTenant}, "", "h1")
+	problem(t, err, api.CodeForbidden)
+	w.sound()
+}
+
+// Verify tells what is wrong with ledgers and names.
+func TestVerify(t *testing.T) {
+	w := newWorld(t)
+	w.server("web")
+	w.write(state.HostLedger+w.hostID, map[string]int{"servers": 7})
+	w.write(state.NameKey("server", DefaultTenant, "ghost"), "nobody")
+	differences, err := w.Verify(t.Context())
+	w.must(err)
+	if len(differences) != 2 || !strings.Contains(differences[0], "host") || !strings.Contains(differences[1], "ghost") {
+		t.Errorf("%v", differences)
+	}
+}
