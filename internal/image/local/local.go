@@ -29,8 +29,8 @@ import (
 type Options struct {
 	Dir      string // where images are kept
 	CacheDir string // where builds keep packages for the next time
-	// Executable is started, with the arguments "sandbox-unpack" and those that sandbox.Run takes, to parse what was
-	// uploaded. Default: the running program.
+	// Executable is started as "EXECUTABLE sandbox-unpack JOB" to parse what was uploaded; it then calls unpack.Main with
+	// the arguments after the command. Default: the running program.
 	Executable string
 	Logger     *slog.Logger
 }
@@ -41,6 +41,8 @@ type Store struct {
 	// building lets one build of a name run at a time; a second one waits, and finds the packages in the cache.
 	building sync.Mutex
 }
+
+var _ image.Store = (*Store)(nil)
 
 const (
 	manifestName = "manifest.json"

@@ -1,0 +1,198 @@
+package local
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/image"
+	"github.com/croftproject/croft/internal/image/sandbox"
+	"github.com/croftproject/croft/internal/image/unpack"
+)
+
+const (
+	// stageName is the sandbox's work directory in the directory of an image in the making.
+	stageName = ".stage"
+	// defaultLimit holds where the caller names none.
+	defaultLimit = 64 * api.GiB
+	// mostFiles is more than any distribution's tree holds.
+	mostFiles = 2_000_000
+	// unpackTimeout is for the largest image on a slow disk.
+	unpackTimeout = 30 * time.Minute
+	// smallestTree is room for what a system writes at its first start.
+	smallestTree = 64 * api.MiB
+)
+
+// Import implements image.Store. The digest of a tree is that of the uncompressed archive, of an OCI image that of its
+// configuration, and of a disk or ISO that of the file.
+func (s *Store) Import(ctx context.Context, src image.Source, progress func(string, int)) (image.Content, error) {
+	if progress == nil {
+		progress = func(string, int) {}
+	}
+	if src.Limit <= 0 {
+		src.Limit = defaultLimit
+	}
+	making, err := s.making()
+	if err != nil {
+		return image.Content{}, fullDisk(err)
+	}
+	defer os.RemoveAll(making)
+	stage := filepath.Join(making, stageName)
+	if err := os.Mkdir(stage, 0o700); err != nil {
+		return image.Content{}, fullDisk(fmt.Errorf("import image: %w", err))
+	}
+	c, err := s.importTo(ctx, making, stage, src, progress)
+	if err != nil {
+		return image.Content{}, fullDisk(fmt.Errorf("import image: %w", err))
+	}
+	progress("keep", 95)
+	c, err = s.keep(making, c)
+	return c, fullDisk(err)
+}
+
+// fullDisk says in words what to do.
+func fullDisk(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("the image store's file system is full: %w", err)
+	}
+	return err
+}
+
+func (s *Store) importTo(ctx context.Context, making, stage string, src image.Source, progress func(string, int)) (image.Content, error) {
+	job := unpack.Job{Limit: src.Limit, Files: mostFiles, Registry: src.Registry != ""}
+	var digest string
+	var err error
+	if job.Registry {
+		progress("pull", 0)
+		err = pull(ctx, src, filepath.Join(stage, unpack.ArchiveName))
+	} else {
+		progress("receive", 0)
+		digest, err = receive(ctx, src, filepath.Join(stage, unpack.UploadName))
+	}
+	if err != nil {
+		return image.Content{}, err
+	}
+	progress("unpack", 50)
+	result, err := s.unpack(ctx, stage, job)
+	if err != nil {
+		return image.Content{}, err
+	}
+	progress("check", 90)
+	if result.Digest == "" {
+		result.Digest = digest
+	}
+	c, err := settle(making, stage, result)
+	if err != nil {
+		return image.Content{}, err
+	}
+	return c, os.RemoveAll(stage)
+}
+
+// receive writes the upload to a file, and returns its digest.
+func receive(ctx context.Context, src image.Source, path string) (string, error) {
+	if src.Reader == nil {
+		return "", errors.New("no source is given")
+	}
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	sum := sha256.New()
+	limited := io.LimitReader(contextReader{ctx, src.Reader}, int64(src.Limit)+1)
+	n, err := io.Copy(io.MultiWriter(file, sum), limited)
+	if err != nil {
+		return "", fmt.Errorf("receive: %w", err)
+	}
+	if api.Bytes(n) > src.Limit {
+		return "", fmt.Errorf("%w: it is larger than the limit of %v", image.ErrBad, src.Limit)
+	}
+	return digestPrefix + hex.EncodeToString(sum.Sum(nil)), file.Close()
+}
+
+// contextReader ends a stream when its context does.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c contextReader) Read(p []byte) (int, error) {
+	if err := context.Cause(c.ctx); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
+}
+
+// unpack has the sandbox do the job.
+func (s *Store) unpack(ctx context.Context, stage string, job unpack.Job) (unpack.Result, error) {
+	text, err := json.Marshal(job)
+	if err != nil {
+		return unpack.Result{}, err
+	}
+	out, err := sandbox.Run(ctx, sandbox.Command{
+		Executable: s.o.Executable, Args: []string{unpack.Command, string(text)}, Dir: stage,
+		// A disk takes a little more than it holds, for its tables.
+		FileLimit: job.Limit + job.Limit/64 + api.MiB, Timeout: unpackTimeout,
+	})
+	if errors.Is(err, sandbox.ErrTimeout) {
+		return unpack.Result{}, fmt.Errorf("%w: unpacking it %w", image.ErrBad, err)
+	}
+	if err != nil {
+		return unpack.Result{}, err
+	}
+	var r unpack.Result
+	if err := json.Unmarshal(out, &r); err != nil {
+		return unpack.Result{}, fmt.Errorf("the sandbox's answer is damaged: %w", err)
+	}
+	switch {
+	case r.Bad != "":
+		return unpack.Result{}, fmt.Errorf("%w: %s", image.ErrBad, r.Bad)
+	case r.Full:
+		return unpack.Result{}, fmt.Errorf("unpack: %s: %w", r.Failure, unix.ENOSPC)
+	case r.Failure != "":
+		return unpack.Result{}, fmt.Errorf("unpack: %s", r.Failure)
+	}
+	return r, nil
+}
+
+// settle moves what the sandbox made to its place in the image's directory.
+func settle(making, stage string, r unpack.Result) (image.Content, error) {
+	c := image.Content{Digest: r.Digest, Format: r.Format, MinDisk: r.Virtual, App: r.App}
+	var from string
+	switch r.Format {
+	case "tree", "oci":
+		if err := os.Mkdir(filepath.Join(making, privateName), 0o700); err != nil {
+			return c, err
+		}
+		from, c.Tree = unpack.TreeName, filepath.Join(privateName, unpack.TreeName)
+		c.Models, c.MinDisk = []api.Model{api.ModelOS}, smallestTree
+		return c, os.Rename(filepath.Join(stage, from), filepath.Join(making, c.Tree))
+	case "qcow2":
+		from, c.Disk, c.DiskFormat = unpack.DiskName, unpack.DiskName, "qcow2"
+	case "raw":
+		from, c.Disk, c.DiskFormat = unpack.UploadName, "disk.raw", "raw"
+	case "iso":
+		from, c.ISO = unpack.UploadName, "cdrom.iso"
+	default:
+		return c, fmt.Errorf("the sandbox answered the unknown format %q", r.Format)
+	}
+	c.Models = []api.Model{api.ModelFull}
+	to := filepath.Join(making, c.Disk+c.ISO)
+	if err := os.Rename(filepath.Join(stage, from), to); err != nil {
+		return c, err
+	}
+	return c, os.Chmod(to, 0o644)
+}
+
+// privateName is the directory that keeps other users from a tree.
+const privateName = "private"

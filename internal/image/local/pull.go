@@ -1,0 +1,63 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"runtime"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/image"
+)
+
+// pull fetches an image from a registry as an OCI layout. Digests are verified on the way; nothing is unpacked.
+func pull(ctx context.Context, src image.Source, dir string) error {
+	options := []name.Option{}
+	if src.PlainHTTP {
+		options = append(options, name.Insecure)
+	}
+	ref, err := name.ParseReference(src.Registry, options...)
+	if err != nil {
+		return fmt.Errorf("%w: %w", image.ErrBad, err)
+	}
+	found, err := remote.Image(ref, remote.WithContext(ctx), remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}))
+	if err != nil {
+		return pullError(ref, err)
+	}
+	m, err := found.Manifest()
+	if err != nil {
+		return pullError(ref, err)
+	}
+	total := int64(0)
+	for _, layer := range m.Layers {
+		if layer.Size < 0 || api.Bytes(layer.Size) > src.Limit || api.Bytes(total+layer.Size) > src.Limit {
+			return fmt.Errorf("%w: its layers are larger than the limit of %v", image.ErrBad, src.Limit)
+		}
+		total += layer.Size
+	}
+	path, err := layout.Write(dir, empty.Index)
+	if err != nil {
+		return err
+	}
+	if err := path.AppendImage(found); err != nil {
+		return pullError(ref, err)
+	}
+	return nil
+}
+
+// pullError parts what the registry doesn't have from a registry that doesn't answer.
+func pullError(ref name.Reference, err error) error {
+	var answer *transport.Error
+	if errors.As(err, &answer) && (answer.StatusCode == http.StatusNotFound || answer.StatusCode == http.StatusUnauthorized || answer.StatusCode == http.StatusForbidden) {
+		return fmt.Errorf("%w: the registry has no %s for us: %w", image.ErrBad, ref, err)
+	}
+	return fmt.Errorf("pull %s: %w", ref, err)
+}
