@@ -3,6 +3,7 @@ package oci_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -121,22 +122,29 @@ func TestReboot(t *testing.T) {
 	}
 }
 
+// limitMemory does what the agent does before a launch.
+func limitMemory(t testing.TB, m *engine.Machine, most api.Bytes) {
+	t.Helper()
+	for _, dir := range groupDirs(m.Cgroup) {
+		for file, value := range map[string]string{
+			"memory.use_hierarchy": "1", "memory.limit_in_bytes": fmt.Sprint(int64(most)), "memory.max": fmt.Sprint(int64(most)),
+		} {
+			path := filepath.Join(dir, file)
+			if _, err := os.Stat(path); err != nil {
+				continue
+			}
+			if err := os.WriteFile(path, []byte(value), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
 // TestOOM: a guest whose init is killed for want of memory says so.
 func TestOOM(t *testing.T) {
 	w := newWorld(t)
 	m := w.application(t, "greedy", api.App{Entrypoint: []string{"/bin/sh", "-c", "x=$(head -c 400000000 /dev/zero | /bin/busybox tr '\\0' a)"}})
-	for _, dir := range groupDirs(m.Cgroup) {
-		for _, file := range []string{"memory.limit_in_bytes", "memory.max"} {
-			if _, err := os.Stat(filepath.Join(dir, file)); err == nil {
-				if err := os.WriteFile(filepath.Join(dir, file), []byte("67108864"), 0); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-		if _, err := os.Stat(filepath.Join(dir, "memory.use_hierarchy")); err == nil {
-			_ = os.WriteFile(filepath.Join(dir, "memory.use_hierarchy"), []byte("1"), 0)
-		}
-	}
+	limitMemory(t, m, 64<<20)
 	g := start(t, w, m)
 	select {
 	case <-g.Done():

@@ -95,23 +95,30 @@ func ownerOf(netns string) (*os.File, error) {
 
 // within runs f on a thread that is in the network namespace.
 func within(netns string, f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		// The thread is not unlocked, so it ends with the goroutine and takes the namespace with it.
-		goruntime.LockOSThread()
-		file, err := os.Open(netns)
-		if err != nil {
-			done <- err
-			return
-		}
-		defer file.Close()
-		if err := unix.Setns(int(file.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("enter network namespace %s: %w", netns, err)
-			return
-		}
-		done <- f()
-	}()
-	return <-done
+	there, err := os.Open(netns)
+	if err != nil {
+		return fmt.Errorf("open network namespace: %w", err)
+	}
+	defer there.Close()
+	// The thread goes back. It must not be left to end with its goroutine: were it the process's first, it would stay,
+	// and with it what the whole process shows as its namespace (/proc/self/ns/net).
+	goruntime.LockOSThread()
+	here, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		goruntime.UnlockOSThread()
+		return fmt.Errorf("open own network namespace: %w", err)
+	}
+	defer here.Close()
+	if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
+		goruntime.UnlockOSThread()
+		return fmt.Errorf("enter network namespace %s: %w", netns, err)
+	}
+	err = f()
+	if back := unix.Setns(int(here.Fd()), unix.CLONE_NEWNET); back != nil {
+		return errors.Join(err, fmt.Errorf("leave network namespace %s: %w", netns, back)) // locked: nothing else runs on it
+	}
+	goruntime.UnlockOSThread()
+	return err
 }
 
 // idSpan is the guest's ids as the host counts them, as ping_group_range takes them (icmp(7)).

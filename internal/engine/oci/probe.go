@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/engine"
 	"github.com/croftproject/croft/internal/idmap"
@@ -107,10 +109,13 @@ func (e *Engine) tryGuest(ctx context.Context, dir string) error {
 			return err
 		}
 	}
-	if err := os.WriteFile(filepath.Join(m.Root.Path, "exit"), program, 0o755); err != nil {
-		return err
+	// A file system of its own: the directory's may be mounted without the right to execute.
+	owner := fmt.Sprintf("mode=755,size=64k,uid=%d,gid=%d", m.IDs.Base, m.IDs.Base)
+	if err := unix.Mount("tmpfs", m.Root.Path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, owner); err != nil {
+		return fmt.Errorf("mount tmpfs: %w", err)
 	}
-	if err := os.Chown(m.Root.Path, int(m.IDs.Base), int(m.IDs.Base)); err != nil {
+	defer unix.Unmount(m.Root.Path, unix.MNT_DETACH)
+	if err := os.WriteFile(filepath.Join(m.Root.Path, "exit"), program, 0o755); err != nil {
 		return err
 	}
 	if err := b.write(Config(m, Facts{Cgroups: e.groups.mode()}), saved{ID: m.ID, PowerOff: offApplication}); err != nil {
@@ -131,6 +136,9 @@ func (e *Engine) tryGuest(ctx context.Context, dir string) error {
 		return nil
 	case err == nil:
 		return errors.New("a trial guest did not run, though the runtime says so")
+	}
+	if closed := unsearchable(m.Root.Path); closed != "" {
+		return fmt.Errorf("guests' users can't enter directory %s: give it mode o+x (%w)", closed, err)
 	}
 	return fmt.Errorf("a trial guest does not run: %w", err)
 }
