@@ -112,6 +112,11 @@ func (c *Client) Events(tenant string) *Resource[api.Event, struct{}] {
 	return of[api.Event, struct{}](c, tenant, "events")
 }
 
+// Any is a kind by its plural ("servers"), with resources and specs as plain JSON: hosts and tenants have no tenant.
+func (c *Client) Any(tenant, plural string) *Resource[json.RawMessage, json.RawMessage] {
+	return of[json.RawMessage, json.RawMessage](c, tenant, plural)
+}
+
 func (r *Resource[T, S]) item(name string) string { return r.path + "/" + url.PathEscape(name) }
 
 // Create makes a resource. It returns as soon as it is admitted.
@@ -283,4 +288,11 @@ func (c *Client) Power(ctx context.Context, tenant, name string, action api.Powe
 	out := new(api.Server)
 	path := c.Servers(tenant).item(name) + "/actions/" + string(action)
 	return result(out, c.call(ctx, request{method: http.MethodPost, path: path, query: q}, nil, out))
+}
+
+// ReplaceRaw replaces a resource by a document as it is, so that the API, not the client, judges its fields.
+func (c *Client) ReplaceRaw(ctx context.Context, tenant, plural, name string, body any) (json.RawMessage, error) {
+	var out json.RawMessage
+	err := c.call(ctx, request{method: http.MethodPut, path: c.Any(tenant, plural).item(name)}, body, &out)
+	return out, err
 }

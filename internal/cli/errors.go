@@ -1,0 +1,112 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/client"
+)
+
+// exitCode ends the program with a code and says nothing: what was run has said it.
+type exitCode int
+
+func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// usageError is a command that was written wrong.
+type usageError struct{ error }
+
+func (u usageError) Unwrap() error { return u.error }
+
+func usage(err error) error { return usageError{err} }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// hinted is an error with advice.
+type hinted struct {
+	error
+	hint string
+}
+
+func (h hinted) Unwrap() error { return h.error }
+func (h hinted) Hint() string  { return h.hint }
+
+// report prints an error for people, and returns the exit code: what was wrong, each field, what is short, what to do.
+func report(w io.Writer, cmd *cobra.Command, err error) int {
+	style := styleOf(w)
+	label := style.paint(red, "error:")
+	hint := func(text string) {
+		if text != "" {
+			fmt.Fprintf(w, "%s %s\n", style.paint(bold, "→"), text)
+		}
+	}
+	var wrong usageError
+	var problem *api.Problem
+	var advice interface{ Hint() string }
+	switch {
+	case errors.As(err, &wrong):
+		fmt.Fprintf(w, "%s %v\n", label, err)
+		hint(cmd.CommandPath() + " --help tells how it is used")
+		return exitUsage
+	case errors.Is(err, context.Canceled):
+		fmt.Fprintf(w, "%s interrupted\n", label)
+	case errors.As(err, &advice):
+		fmt.Fprintf(w, "%s %v\n", label, err)
+		hint(advice.Hint())
+	case errors.As(err, &problem):
+		where, _ := strings.CutSuffix(err.Error(), problem.Error()) // what wraps the problem
+		reportProblem(w, label+" "+where, problem)
+		hint(adviceFor(problem, cmd))
+	default:
+		fmt.Fprintf(w, "%s %v\n", label, err)
+	}
+	return exitFailure
+}
+
+func reportProblem(w io.Writer, label string, p *api.Problem) {
+	fmt.Fprintf(w, "%s%s\n", label, p.Detail)
+	for _, f := range p.Errors {
+		fmt.Fprintf(w, "  %s: %s\n", f.Pointer, f.Message)
+	}
+	for _, s := range p.Short {
+		fmt.Fprintf(w, "  %s on %s: asked %s, free %s, short by %s\n", s.Resource, s.Where, s.Asked, s.Free, s.Short)
+	}
+}
+
+// adviceFor is what to do about a problem.
+func adviceFor(p *api.Problem, cmd *cobra.Command) string {
+	switch p.Code {
+	case api.CodeNotFound:
+		if parent := cmd.Parent(); parent != nil && parent.HasParent() {
+			return fmt.Sprintf("croft %s list shows what there is; --tenant chooses another tenant", parent.Name())
+		}
+	case api.CodeExists:
+		return "choose another name, or change the one that is there with edit"
+	case api.CodeConflict:
+		return "somebody else changed it meanwhile: look at it again, and repeat the command"
+	case api.CodeProtected:
+		return "take the protection off first: croft server edit NAME --set deleteProtection=false"
+	case api.CodeWrongState:
+		if cmd.Name() == "delete" {
+			return "stop it first, or delete it with --force"
+		}
+	case api.CodeCapacity:
+		return "croft host list shows what is free; ask for less, or delete what is not needed"
+	case api.CodeQuota:
+		return "croft tenant show shows the quota and what is used of it"
+	case api.CodeForbidden:
+		return "the operator may do this: run the command as root"
+	case api.CodeUnavailable:
+		return "try again in a moment; the daemon's log has the reason (journalctl -u croft)"
+	case api.CodeInternal:
+		return "the daemon's log has the reason (journalctl -u croft)"
+	}
+	return ""
+}
+
+var _ interface{ Hint() string } = (*client.Unreachable)(nil)
