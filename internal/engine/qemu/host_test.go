@@ -42,7 +42,7 @@ type bench struct {
 }
 
 // newBench makes the bench, or skips where the host can't run one. It goes when the test ends.
-func newBench(t *testing.T) *bench {
+func newBench(t testing.TB) *bench {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to run guests as users of their own")

@@ -17,7 +17,7 @@ const kernelCache = "/var/tmp/croft-test-kernel"
 
 // linux finds Debian's cloud kernel and makes an initramfs that says READY, powers off at the power button and has a
 // shell on the console.
-func linux(t *testing.T) (kernel string, initramfs []byte) {
+func linux(t testing.TB) (kernel string, initramfs []byte) {
 	t.Helper()
 	kernels, _ := filepath.Glob(kernelCache + "/boot/vmlinuz-*")
 	if len(kernels) == 0 {
@@ -32,7 +32,7 @@ func linux(t *testing.T) (kernel string, initramfs []byte) {
 	return kernel, initrd(t, strings.TrimPrefix(filepath.Base(kernel), "vmlinuz-"))
 }
 
-func fetchKernel(t *testing.T) {
+func fetchKernel(t testing.TB) {
 	t.Helper()
 	if err := os.MkdirAll(kernelCache, 0o755); err != nil {
 		t.Fatal(err)
@@ -85,7 +85,7 @@ while :; do setsid cttyhack sh < /dev/ttyS0 > /dev/ttyS0 2>&1; done
 `
 
 // initrd packs busybox, the modules and the script into a cpio archive (Documentation/driver-api/early-userspace/buffer-format.rst).
-func initrd(t *testing.T, release string) []byte {
+func initrd(t testing.TB, release string) []byte {
 	t.Helper()
 	var archive bytes.Buffer
 	compressed, err := gzip.NewWriterLevel(&archive, gzip.BestSpeed)
