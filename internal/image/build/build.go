@@ -32,7 +32,8 @@ type Recipe func(ctx context.Context, o Options, dir string) (image.Content, err
 
 // Recipes by the name of the image.
 var Recipes = map[string]Recipe{
-	"micro": Micro,
+	"debian-12": Debian12,
+	"micro":     Micro,
 }
 
 // Names of the parts of an image in its directory.
