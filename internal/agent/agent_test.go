@@ -302,7 +302,7 @@ func (n memNet) List(context.Context) ([]string, error) {
 	return ids, nil
 }
 func (n memNet) Attachment(string, hostnet.Port) hostnet.Attachment {
-	return hostnet.Attachment{NetNS: "/ns"}
+	return hostnet.Attachment{}
 }
 func (n memNet) Counters(context.Context, string, string) (hostnet.Counters, error) {
 	return hostnet.Counters{}, nil

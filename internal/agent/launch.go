@@ -87,7 +87,10 @@ func (a *Agent) assemble(ctx context.Context, m *machine, rec *state.Server) (*e
 	b := a.bare(m, rec)
 	b.IDs = engine.IDRange{Base: l.IDBase, Size: idRange}
 	b.Root = engine.Root{Path: opened.Path, Format: opened.Format, Size: spec.Size}
-	b.Boot = engine.Boot{Kernel: content.Kernel, Initrd: content.Initrd, Cmdline: content.Cmdline, Modules: content.Modules, Ready: content.Ready}
+	b.Boot = engine.Boot{Modules: content.Modules, Ready: content.Ready}
+	if e.Traits().ImageKernel {
+		b.Boot.Kernel, b.Boot.Initrd, b.Boot.Cmdline = content.Kernel, content.Initrd, content.Cmdline
+	}
 	b.CDROM = content.ISO
 	if rec.CDROMDigest != "" {
 		cd, err := a.Images.Get(ctx, rec.CDROMDigest)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"os"
 	"sort"
 	"strings"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"github.com/croftproject/croft/internal/hostnet"
 	"github.com/croftproject/croft/internal/state"
 	"github.com/croftproject/croft/internal/store"
+	"golang.org/x/sys/unix"
 )
 
 // networks keeps what the networks of this host are to be: their records, the names in them, and the ports of servers
@@ -222,29 +224,44 @@ func (n *networks) try(ctx context.Context, id string) {
 
 // attachPorts makes the ports of a server.
 func (a *Agent) attachPorts(ctx context.Context, m *machine, rec *state.Server) error {
-	kind := a.engines[rec.Engine].Traits().NIC
-	var kept []localPort
+	e := a.engines[rec.Engine]
+	ports := make([]hostnet.Port, len(rec.Ports))
+	kept := make([]localPort, len(rec.Ports))
 	for i, p := range rec.Ports {
-		port, _, err := a.nets.port(m.id, rec, i, kind)
+		port, _, err := a.nets.port(m.id, rec, i, e.Traits().NIC)
 		if err != nil {
 			return err
 		}
-		a.nets.mu.Lock()
-		net := a.nets.of(p.NetworkID)
-		net.ports[p.ID] = port
-		net.wanted++
-		a.nets.mu.Unlock()
-		kept = append(kept, localPort{Network: p.NetworkID, ID: p.ID})
+		ports[i], kept[i] = port, localPort{Network: p.NetworkID, ID: p.ID}
 	}
 	if err := m.update(func(l *local) { l.Ports = kept }); err != nil {
 		return err
 	}
+	// An engine that wants the guest to own its namespace makes it before any Set can.
+	if maker, ok := e.(engine.NetNSMaker); ok && len(ports) > 0 {
+		ids := engine.IDRange{Base: m.remembered().IDBase, Size: idRange}
+		if err := maker.MakeNetNS(ctx, a.netNS(m.id), ids); err != nil {
+			return err
+		}
+	}
+	a.nets.mu.Lock()
+	for i, p := range rec.Ports {
+		net := a.nets.of(p.NetworkID)
+		net.ports[p.ID] = ports[i]
+		net.wanted++
+	}
+	a.nets.mu.Unlock()
 	for _, p := range kept {
 		if err := a.nets.set(ctx, p.Network); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// netNS is the path of a server's own network namespace.
+func (a *Agent) netNS(serverID string) string {
+	return a.Net.Attachment("", hostnet.Port{Kind: hostnet.Namespace, Server: serverID}).NetNS
 }
 
 // detachPorts removes the ports that the server may have.
@@ -265,6 +282,14 @@ func (a *Agent) detachPorts(ctx context.Context, m *machine) error {
 		}
 		if err := a.nets.leave(ctx, p.Network); err != nil {
 			return err
+		}
+	}
+	// A namespace that was made, and got no port, is known to nobody else.
+	if path := a.netNS(m.id); path != "" {
+		if err := unix.Unmount(path, unix.MNT_DETACH); err == nil {
+			if err := os.Remove(path); err != nil {
+				return err
+			}
 		}
 	}
 	return m.update(func(l *local) { l.Ports = nil })

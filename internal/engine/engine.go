@@ -141,7 +141,10 @@ type Traits struct {
 	Model api.Model // the model that it gives
 	Root  RootKind  // the kind of root that it boots from
 	NIC   NICKind   // the kind of attachment that it takes
-	Seed  bool      // whether it takes first-boot configuration as a seed disk; else the agent writes it into the root tree
+	// ImageKernel: it boots the kernel that the image brings, and takes Boot.Kernel, Initrd and Cmdline; else the firmware,
+	// the host or the engine itself has the kernel.
+	ImageKernel bool
+	Seed        bool // whether it takes first-boot configuration as a seed disk; else the agent writes it into the root tree
 }
 
 // RootKind is the kind of root that an engine boots from.

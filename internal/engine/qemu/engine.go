@@ -91,7 +91,7 @@ var (
 const translationCache = 128 * api.MiB
 
 func (e *Engine) Traits() engine.Traits {
-	return engine.Traits{Name: e.machine.name, Model: e.machine.model, Root: e.machine.root, NIC: engine.NICTap, Seed: true}
+	return engine.Traits{Name: e.machine.name, Model: e.machine.model, Root: e.machine.root, NIC: engine.NICTap, Seed: true, ImageKernel: e.machine.root == engine.RootFS}
 }
 
 // Validate checks a spec; purely.

@@ -1,0 +1,40 @@
+// Croft divides a physical server into virtual servers: `croft daemon` runs on the host, the other commands talk to it.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/croftproject/croft/internal/cli"
+	"github.com/croftproject/croft/internal/engine/uml"
+	"github.com/croftproject/croft/internal/image/unpack"
+)
+
+// version is set by the build.
+var version = "dev"
+
+func main() {
+	// What the daemon starts this program as, before anything of the command line is built.
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case "keeper":
+			os.Exit(outcome(keeperMain(os.Args[2:])))
+		case unpack.Command:
+			os.Exit(unpack.Main(os.Args[2:]))
+		case uml.ConfineCommand:
+			os.Exit(outcome(uml.Confine(os.Args[2:])))
+		}
+	}
+	root := cli.New()
+	root.AddCommand(daemonCommand())
+	os.Exit(cli.Execute(context.Background(), root, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+func outcome(err error) int {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,268 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sys/unix"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/agent"
+	"github.com/croftproject/croft/internal/cgroup"
+	"github.com/croftproject/croft/internal/control"
+	"github.com/croftproject/croft/internal/engine"
+	"github.com/croftproject/croft/internal/hostnet/linux"
+	"github.com/croftproject/croft/internal/httpapi"
+	imagestore "github.com/croftproject/croft/internal/image/local"
+	"github.com/croftproject/croft/internal/keeper"
+	"github.com/croftproject/croft/internal/pool/dir"
+	"github.com/croftproject/croft/internal/store"
+)
+
+// Daemon is the program on a host, running.
+type Daemon struct {
+	o       Options
+	facts   facts
+	hostID  string
+	group   string // parent of the servers' control groups
+	lock    *os.File
+	store   *store.Etcd
+	keeper  *keeper.Client
+	groups  *cgroup.Tree
+	engines []engine.Engine
+	net     *linux.Host
+	pool    *dir.Pool
+	images  *imagestore.Store
+	control *control.Control
+	agent   *agent.Agent
+	metrics *prometheus.Registry
+	server  *http.Server
+	socket  net.Listener
+}
+
+// Run runs a daemon until ctx ends. Guests go on.
+func Run(ctx context.Context, o Options) error {
+	if err := o.complete(); err != nil {
+		return err
+	}
+	d := &Daemon{o: o, group: "croft-" + tag(o.StateDir)}
+	if o.StateDir == DefaultStateDir {
+		d.group = "croft"
+	}
+	defer d.close()
+	if err := d.open(ctx); err != nil {
+		return err
+	}
+	return d.serve(ctx)
+}
+
+// open makes the parts, in the order in which they need each other; what takes long and needs nothing goes on at once.
+func (d *Daemon) open(ctx context.Context) (err error) {
+	for _, dir := range []string{d.o.StateDir, d.o.RunDir} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+	}
+	if err := d.takeLock(); err != nil {
+		return err
+	}
+	if d.facts, err = lookAround(); err != nil {
+		return err
+	}
+	hostname, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	if d.o.Host, err = hostName(filepath.Join(d.o.StateDir, "host-name"), d.o.Host, hostname); err != nil {
+		return err
+	}
+	var opening sync.WaitGroup
+	var storeErr, keeperErr error
+	opening.Go(func() {
+		d.store, storeErr = store.Open(ctx, store.Options{Dir: d.o.StateDir, Endpoints: d.o.EtcdEndpoints, Logger: d.o.Logger})
+	})
+	opening.Go(func() { keeperErr = d.openGuests(ctx) })
+	opening.Wait()
+	if err := errors.Join(storeErr, keeperErr); err != nil {
+		return err
+	}
+	d.net, err = linux.New(linux.Options{
+		RunDir: d.o.RunDir, NetNS: d.o.NetNS, Prefix: prefix(d.o.StateDir), Uplink: d.o.Uplink, Logger: d.o.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	if d.pool, err = dir.New(dir.Options{Dir: filepath.Join(d.o.StateDir, "volumes"), Logger: d.o.Logger}); err != nil {
+		return err
+	}
+	d.images, err = imagestore.New(imagestore.Options{
+		Dir: filepath.Join(d.o.StateDir, "images"), CacheDir: filepath.Join(d.o.StateDir, "cache"), Executable: d.o.Executable, Logger: d.o.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	return d.openControl(ctx)
+}
+
+// openGuests makes what guests need: control groups, the keeper, engines.
+func (d *Daemon) openGuests(ctx context.Context) (err error) {
+	if d.groups, err = cgroup.New(d.group); err != nil {
+		return err
+	}
+	d.keeper, err = keeper.Connect(ctx, filepath.Join(d.o.RunDir, "keeper"), keeper.Options{
+		Executable: d.o.Executable, CgroupPath: d.group + "-keeper",
+	})
+	if err != nil {
+		return err
+	}
+	if d.o.Engines != nil {
+		d.engines = d.o.Engines(d.keeper)
+	} else {
+		d.engines = d.o.product(d.keeper, d.groups, d.group)
+	}
+	return nil
+}
+
+// takeLock makes sure that this is the only daemon of the state directory.
+func (d *Daemon) takeLock() error {
+	f, err := os.OpenFile(filepath.Join(d.o.StateDir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return fmt.Errorf("another daemon uses %s: stop it, or give this one a --state-dir of its own", d.o.StateDir)
+	}
+	d.lock = f
+	return nil
+}
+
+// openControl makes the control plane, and the agent of this host under it.
+func (d *Daemon) openControl(ctx context.Context) (err error) {
+	rules := make([]control.Engine, len(d.engines))
+	for i, e := range d.engines {
+		rules[i] = e
+	}
+	d.control, err = control.New(ctx, control.Options{
+		Store: d.store, Images: d.images, Engines: rules, Logger: d.o.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	if err := d.register(ctx); err != nil {
+		return err
+	}
+	d.agent = agent.New(agent.Options{
+		HostID: d.hostID, HostName: d.o.Host, StateDir: d.o.StateDir, RunDir: d.o.RunDir, BootID: d.facts.BootID,
+		CPUs: len(d.facts.CPUs), Capacity: d.capacity, Store: d.store, Control: d.control, Keeper: d.keeper, Engines: d.engines,
+		Pool: d.pool, Images: d.images, Net: d.net, Cgroups: d.groups, Logger: d.o.Logger, Now: time.Now, Fault: d.o.Fault,
+	})
+	d.metrics = prometheus.NewRegistry()
+	d.metrics.MustRegister(d.agent, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return nil
+}
+
+// serve answers requests until ctx ends, or a part fails.
+func (d *Daemon) serve(ctx context.Context) (err error) {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	g := &guests{control: d.control, agent: d.agent, keeper: d.keeper, dir: filepath.Join(d.o.StateDir, "servers")}
+	d.server = httpapi.Server(httpapi.New(httpapi.Options{
+		Control: d.control, Guests: g, Logger: d.o.Logger, Version: d.o.Version, Metrics: d.metrics, Debug: d.bundle,
+	}), d.o.Logger)
+	if d.socket, err = httpapi.Listen(SocketOf(d.o.RunDir)); err != nil {
+		return err
+	}
+	var parts sync.WaitGroup
+	parts.Go(func() { stop(d.agent.Run(ctx)) })
+	parts.Go(func() { d.reportHost(ctx) })
+	select {
+	case <-d.agent.Adopted(): // no request is answered before what runs is known
+	case <-ctx.Done():
+	}
+	parts.Go(func() {
+		if err := d.server.Serve(d.socket); !errors.Is(err, http.ErrServerClosed) {
+			stop(err)
+		}
+	})
+	notify(d.o.Logger, "READY=1")
+	d.o.Logger.Info("ready", "version", d.o.Version, "host", d.o.Host, "socket", SocketOf(d.o.RunDir), "state", d.o.StateDir)
+	<-ctx.Done()
+	notify(d.o.Logger, "STOPPING=1")
+	closing, done := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer done()
+	if d.server.Shutdown(closing) != nil { // watches and streams stay open for as long as they are read
+		d.server.Close()
+	}
+	parts.Wait()
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
+}
+
+// close ends the parts, the last made first.
+func (d *Daemon) close() {
+	if d.control != nil {
+		d.control.Close()
+	}
+	for _, c := range []interface{ Close() error }{closer(d.net), closer(d.keeper), closer(d.store), closer(d.lock)} {
+		if c == nil {
+			continue
+		}
+		if err := c.Close(); err != nil {
+			d.o.Logger.Warn("close", "error", err)
+		}
+	}
+}
+
+// closer is nil for a nil pointer.
+func closer[T any, P interface {
+	*T
+	Close() error
+}](p P) interface{ Close() error } {
+	if p == nil {
+		return nil
+	}
+	return p
+}
+
+// prefix begins the names of network devices; the default daemon's is short and telling.
+func prefix(stateDir string) string {
+	if stateDir == DefaultStateDir {
+		return "croft"
+	}
+	return tag(stateDir)
+}
+
+// notify tells the service manager, if there is one (sd_notify(3)).
+func notify(log *slog.Logger, state string) {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return
+	}
+	c, err := net.Dial("unixgram", path)
+	if err == nil {
+		_, err = c.Write([]byte(state))
+		c.Close()
+	}
+	if err != nil {
+		log.Warn("tell the service manager", "error", err)
+	}
+}
+
+// capacity is what guests may use of the processors.
+func (d *Daemon) capacity() api.MilliCPU {
+	total := api.MilliCPU(len(d.facts.CPUs)) * api.CPU1
+	return total - d.spec().Reserve.CPU
+}

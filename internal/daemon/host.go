@@ -1,0 +1,135 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"reflect"
+	"time"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/agent"
+	"github.com/croftproject/croft/internal/cgroup"
+	"github.com/croftproject/croft/internal/control"
+	"github.com/croftproject/croft/internal/httpapi"
+	"github.com/croftproject/croft/internal/state"
+)
+
+// hostSeen is how often a host says that it is there.
+const hostSeen = time.Minute
+
+// register makes this host known to the control plane, with what it has. What the probes of an earlier start found in
+// this boot of the machine counts until they have run again, so that servers can be placed at once.
+func (d *Daemon) register(ctx context.Context) error {
+	info, err := d.pool.Info(ctx)
+	if err != nil {
+		return err
+	}
+	d.hostID, err = d.control.RegisterHost(ctx, control.Machine{
+		Name: d.o.Host, CPUs: d.facts.CPUs,
+		Capacity: api.Resources{CPU: api.MilliCPU(len(d.facts.CPUs)) * api.CPU1, Memory: d.facts.Memory, Disk: info.Capacity},
+	})
+	if err != nil {
+		return err
+	}
+	return d.reserve()
+}
+
+// spec of this host, as the operator set it.
+func (d *Daemon) spec() api.HostSpec {
+	h, err := d.control.Hosts().Get(context.Background(), httpapi.Caller{Name: "host", Operator: true}, "", d.o.Host)
+	if err != nil {
+		return api.HostSpec{}
+	}
+	return h.Spec
+}
+
+// reserve keeps guests from eating what is kept for the host: the group that holds them all has no more than the rest.
+func (d *Daemon) reserve() error {
+	r := d.spec().Reserve
+	return d.groups.SetParent(cgroup.Limits{
+		CPUCap:      api.MilliCPU(len(d.facts.CPUs))*api.CPU1 - r.CPU,
+		MemoryLimit: d.facts.Memory - r.Memory,
+	})
+}
+
+// probed is what the engines' probes found, kept for the next start within one boot.
+type probed struct {
+	BootID  string             `json:"bootID"`
+	Engines []api.EngineStatus `json:"engines"`
+}
+
+// reportHost probes the engines, reports what the host is, and from then on that it is there; and it carries changes of
+// the host's spec out.
+func (d *Daemon) reportHost(ctx context.Context) {
+	mode, err := cgroup.Detect()
+	if err != nil {
+		d.o.Logger.Error("look at control groups", "error", err)
+	}
+	st := api.HostStatus{
+		Phase: "ready", Version: d.o.Version, Kernel: d.facts.Kernel, Cgroups: mode.String(), Booted: d.facts.Booted,
+		Capacity: api.Resources{CPU: api.MilliCPU(len(d.facts.CPUs)) * api.CPU1, Memory: d.facts.Memory},
+	}
+	if info, err := d.pool.Info(ctx); err == nil {
+		st.Capacity.Disk = info.Capacity
+	}
+	path := filepath.Join(d.o.RunDir, "engines.json")
+	if data, err := os.ReadFile(path); err == nil {
+		var p probed
+		if json.Unmarshal(data, &p) == nil && p.BootID == d.facts.BootID {
+			st.Engines = p.Engines
+			d.report(ctx, st)
+		}
+	}
+	st.Engines = agent.ProbeEngines(ctx, d.engines)
+	if data, err := json.Marshal(probed{BootID: d.facts.BootID, Engines: st.Engines}); err == nil {
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			d.o.Logger.Warn("keep what the probes found", "error", err)
+		}
+	}
+	d.report(ctx, st)
+	for _, e := range st.Engines {
+		d.o.Logger.Info("engine", "name", e.Name, "available", e.Available, "accelerator", e.Accelerator, "reason", e.Reason)
+	}
+	d.followHost(ctx, st)
+}
+
+func (d *Daemon) report(ctx context.Context, st api.HostStatus) {
+	if err := d.agent.ReportHost(ctx, st); err != nil && ctx.Err() == nil {
+		d.o.Logger.Error("report the host", "error", err)
+	}
+}
+
+// followHost reports the host again and again, and applies its spec when it changes.
+func (d *Daemon) followHost(ctx context.Context, st api.HostStatus) {
+	tick := time.NewTicker(hostSeen)
+	defer tick.Stop()
+	last := d.spec()
+	for ctx.Err() == nil {
+		watching, stop := context.WithCancel(ctx)
+		changes := d.store.Watch(watching, state.Hosts+d.hostID, 0)
+		for open := true; open; {
+			select {
+			case <-ctx.Done():
+				open = false
+			case <-tick.C:
+				d.report(ctx, st)
+			case _, open = <-changes:
+				if now := d.spec(); !reflect.DeepEqual(now, last) {
+					last = now
+					if err := d.reserve(); err != nil {
+						d.o.Logger.Error("apply the host's reserve", "error", err)
+					}
+				}
+			}
+		}
+		stop()
+		if ctx.Err() == nil { // the watch broke: the store is away
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+		}
+	}
+}
