@@ -128,6 +128,7 @@ func TestWatchResumes(t *testing.T) {
 	defer cancel()
 	create(t, c, "first")
 	var last int64
+	created := make(chan struct{})
 	for change, err := range c.Servers("default").Watch(ctx, client.ListOptions{}, 0) {
 		if err != nil {
 			t.Fatal(err)
@@ -137,17 +138,16 @@ func TestWatchResumes(t *testing.T) {
 			fake.BreakServerWatches()
 			last = change.Revision
 			go func() {
-				for {
-					if froms := fake.WatchedFrom(); len(froms) == 2 {
-						create(t, c, "second")
-						return
-					}
-				}
+				defer close(created)
+				<-fake.Watched // the first
+				<-fake.Watched // the resumed one
+				create(t, c, "second")
 			}()
 		case change.Object.Name == "second":
 			if froms := fake.WatchedFrom(); froms[0] != 0 || froms[1] < last {
 				t.Errorf("watched from %v, last was %d", froms, last)
 			}
+			<-created
 			return
 		}
 	}
@@ -290,4 +290,20 @@ func TestUnreachable(t *testing.T) {
 	if _, err := c.Console(t.Context(), "default", "web"); !errors.As(err, &u) {
 		t.Errorf("%v", err)
 	}
+}
+
+// A client that goes away ends the process, even one that does not read what it was sent.
+func TestExecEndsWithItsClient(t *testing.T) {
+	c, _, guests := serve(t)
+	create(t, c, "web")
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-guests.Started
+		cancel()
+	}()
+	_, err := c.Exec(ctx, "default", "web", client.Exec{Args: []string{"sleep"}, Stdin: strings.NewReader("unread"), Stdout: io.Discard})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	<-guests.Ended
 }

@@ -21,7 +21,7 @@ import (
 func (k *kind[T, S]) edit() *cobra.Command {
 	var sets []string
 	cmd := &cobra.Command{
-		Use: "edit NAME", Short: "Change a " + k.singular + ", in $EDITOR or by --set", Args: exactly("NAME"), ValidArgsFunction: k.names,
+		Use: "edit NAME", Short: "Change " + article(k.singular) + ", in $EDITOR or by --set", Args: exactly("NAME"), ValidArgsFunction: k.names,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(sets) > 0 {
 				return k.editSet(cmd, args[0], sets)

@@ -113,9 +113,16 @@ func (k *kind[T, S]) printList(cmd *cobra.Command, items []*T, all bool) error {
 	return nil
 }
 
+func article(noun string) string {
+	if strings.ContainsRune("aeiou", rune(noun[0])) {
+		return "an " + noun
+	}
+	return "a " + noun
+}
+
 func (k *kind[T, S]) showCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "show NAME", Short: "Show a " + k.singular, Args: exactly("NAME"), ValidArgsFunction: k.names,
+		Use: "show NAME", Short: "Show " + article(k.singular), Args: exactly("NAME"), ValidArgsFunction: k.names,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := k.of()
 			if err != nil {

@@ -232,7 +232,7 @@ func (k *kind[T, S]) deleteServer() *cobra.Command {
 
 func (k *kind[T, S]) rename() *cobra.Command {
 	return &cobra.Command{
-		Use: "rename NAME NEW-NAME", Short: "Rename a " + k.singular, Args: exactly("NAME", "NEW-NAME"), ValidArgsFunction: k.names,
+		Use: "rename NAME NEW-NAME", Short: "Rename " + article(k.singular), Args: exactly("NAME", "NEW-NAME"), ValidArgsFunction: k.names,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := k.of()
 			if err != nil {

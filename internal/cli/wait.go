@@ -109,8 +109,8 @@ func (w *waiter) until(timeout time.Duration, server *api.Server, g goal) error 
 			}
 			server = change.server
 		case <-tick.C:
-			found, err := c.Servers(w.tenant).Get(ctx, server.ID)
-			if client.IsNotFound(err) {
+			found, err := c.Servers(w.tenant).Get(ctx, server.Name)
+			if client.IsNotFound(err) || (err == nil && found.ID != server.ID) {
 				return w.finish(nil, g)
 			}
 			if err != nil {

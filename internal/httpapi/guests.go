@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"context"
-	"errors"
 	"io"
 	"net/http"
 	"strconv"
@@ -129,8 +128,15 @@ func (s *server) console(w http.ResponseWriter, r *http.Request, tenant, name st
 	return nil
 }
 
+// inputQueue is how many messages of input may wait for a process that does not read, before its client is no longer
+// listened to.
+const inputQueue = 256
+
 // readFrames hands what the client sends to stdin and resize until the client goes.
 func readFrames(ctx context.Context, c *websocket.Conn, stdin io.Writer, resize chan engine.WinSize) {
+	queue := make(chan []byte, inputQueue)
+	defer close(queue)
+	go writeInput(queue, stdin)
 	for {
 		kind, message, err := c.Read(ctx)
 		if err != nil {
@@ -143,20 +149,33 @@ func readFrames(ctx context.Context, c *websocket.Conn, stdin io.Writer, resize 
 		}
 		switch channel {
 		case frame.Stdin:
-			if len(data) == 0 {
-				if closer, ok := stdin.(*io.PipeWriter); ok {
-					closer.Close() //nolint:errcheck // of a pipe it never fails
-				}
-				continue
-			}
-			if _, err := stdin.Write(data); errors.Is(err, io.ErrClosedPipe) {
-				continue // the process no longer reads; its output goes on
-			} else if err != nil {
+			select {
+			case queue <- data:
+			case <-ctx.Done():
 				return
 			}
 		case frame.Ctl:
 			if control, err := frame.DecodeControl(data); err == nil && control.Resize != nil {
 				sendSize(resize, engine.WinSize{Rows: control.Resize.Rows, Cols: control.Resize.Cols})
+			}
+		}
+	}
+}
+
+// writeInput writes what is queued; empty data is the end of input. After an error the rest is dropped: the process no
+// longer reads, but its output goes on.
+func writeInput(queue <-chan []byte, stdin io.Writer) {
+	broken := false
+	for data := range queue {
+		switch {
+		case broken:
+		case len(data) > 0:
+			_, err := stdin.Write(data)
+			broken = err != nil
+		default:
+			if pipe, ok := stdin.(*io.PipeWriter); ok {
+				pipe.Close() //nolint:errcheck // of a pipe it never fails
+				broken = true
 			}
 		}
 	}
@@ -227,8 +246,8 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request, tenant, name strin
 	process.Stdout, process.Stderr = frameWriter{ctx, c, frame.Stdout}, frameWriter{ctx, c, frame.Stderr}
 	go func() {
 		readFrames(ctx, c, stdin, resize)
+		cancel()                                  // the client is gone, and with it whoever waits for the process
 		stdin.CloseWithError(io.ErrUnexpectedEOF) //nolint:errcheck // of a pipe it never fails
-		cancel()
 	}()
 	code, err := s.guests.Exec(ctx, callerOf(ctx), tenant, name, process)
 	input.Close() //nolint:errcheck // of a pipe it never fails

@@ -169,6 +169,13 @@ func (s *server) describeBody(path, method, mediaType string, required bool, sch
 	op.RequestBody = &huma.RequestBody{Required: required, Content: map[string]*huma.MediaType{mediaType: {Schema: schema}}}
 }
 
+func article(noun string) string {
+	if strings.ContainsRune("aeiou", rune(noun[0])) {
+		return "an " + noun
+	}
+	return "a " + noun
+}
+
 func (s *server) ref(t reflect.Type) *huma.Schema {
 	return s.api.OpenAPI().Components.Schemas.Schema(t, true, t.Name())
 }
@@ -227,7 +234,7 @@ func (k *kind[T, S]) get() {
 		}
 		return k.output(http.StatusOK, t), nil
 	}
-	op := k.operation(http.MethodGet, "get", k.path()+"/{name}", "Show a "+k.singular, http.StatusOK)
+	op := k.operation(http.MethodGet, "get", k.path()+"/{name}", "Show "+article(k.singular), http.StatusOK)
 	register(k.global, k.server, op,
 		func(ctx context.Context, in *struct{ Named }) (*resourceOutput[T], error) {
 			return handle(ctx, "", in.Name)
@@ -259,7 +266,7 @@ func (k *kind[T, S]) post() {
 		}
 		return k.output(http.StatusAccepted, t), nil
 	}
-	op := k.operation(http.MethodPost, "create", k.path(), "Create a "+k.singular, http.StatusAccepted)
+	op := k.operation(http.MethodPost, "create", k.path(), "Create "+article(k.singular), http.StatusAccepted)
 	register(k.global, k.server, op,
 		func(ctx context.Context, in *struct {
 			Call
@@ -299,7 +306,7 @@ func (k *kind[T, S]) put() {
 		}
 		return k.replace(ctx, tenant, name, body, revision)
 	}
-	op := k.operation(http.MethodPut, "replace", k.path()+"/{name}", "Replace the spec and labels of a "+k.singular, http.StatusOK)
+	op := k.operation(http.MethodPut, "replace", k.path()+"/{name}", "Replace the spec and labels of "+article(k.singular), http.StatusOK)
 	register(k.global, k.server, op,
 		func(ctx context.Context, in *struct {
 			Call
@@ -351,7 +358,7 @@ func (k *kind[T, S]) patch() {
 			}
 		}
 	}
-	op := k.operation(http.MethodPatch, "patch", k.path()+"/{name}", "Change fields of a "+k.singular+" (JSON merge patch, RFC 7396)", http.StatusOK)
+	op := k.operation(http.MethodPatch, "patch", k.path()+"/{name}", "Change fields of "+article(k.singular)+" (JSON merge patch, RFC 7396)", http.StatusOK)
 	register(k.global, k.server, op,
 		func(ctx context.Context, in *struct {
 			Call
@@ -448,7 +455,7 @@ func (k *kind[T, S]) delete() {
 	type Forced struct {
 		Force bool `query:"force" doc:"Stop a running server hard first; without it a running server is refused with wrong-state."`
 	}
-	op := k.operation(http.MethodDelete, "delete", k.path()+"/{name}", "Delete a "+k.singular, http.StatusAccepted)
+	op := k.operation(http.MethodDelete, "delete", k.path()+"/{name}", "Delete "+article(k.singular), http.StatusAccepted)
 	register(k.global, k.server, op,
 		func(ctx context.Context, in *struct {
 			Named

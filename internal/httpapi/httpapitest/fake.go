@@ -20,6 +20,8 @@ type Fake struct {
 	Refuse func(*api.ServerSpec) error
 	// Hold keeps servers from leaving the phase creating.
 	Hold bool
+	// Watched has a value for each of the first watches that were started.
+	Watched chan struct{}
 
 	ServerStore  *resources[api.Server, api.ServerSpec]
 	NetworkStore *resources[api.Network, api.NetworkSpec]
@@ -38,7 +40,7 @@ type Fake struct {
 
 // New makes a Fake with a tenant "default", a host "host-1" and an image "micro".
 func New() *Fake {
-	f := &Fake{Now: time.Now}
+	f := &Fake{Now: time.Now, Watched: make(chan struct{}, 64)}
 	f.ServerStore = newStore(f, "server", func(m api.Meta, s api.ServerSpec) *api.Server {
 		return &api.Server{Meta: m, Spec: s, Status: api.ServerStatus{Phase: api.PhasePending, Host: "host-1", Engine: engineOf(s.Model)}}
 	}, func(t *api.Server) *api.Meta { return &t.Meta }, func(t *api.Server) *api.ServerSpec { return &t.Spec })
@@ -90,7 +92,7 @@ func engineOf(m api.Model) string {
 	return map[api.Model]string{api.ModelOS: "runc", api.ModelPara: "uml", api.ModelFull: "qemu"}[m]
 }
 
-// Seed puts back what a new Fake holds, with times of the present Now.
+// seed puts in what a new Fake holds.
 func (f *Fake) seed() {
 	must(f.TenantStore.Put("", "default", nil, api.TenantSpec{}))
 	must(f.HostStore.Put("", "host-1", nil, api.HostSpec{}))
@@ -156,6 +158,10 @@ func (f *Fake) watchFrom(from int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.froms = append(f.froms, from)
+	select {
+	case f.Watched <- struct{}{}:
+	default:
+	}
 }
 
 // LastCaller is who asked last.

@@ -23,6 +23,8 @@ type Guests struct {
 	// Log is what ConsoleLog gives; with follow, More follows.
 	Log  string
 	More chan string
+	// Started and Ended have a value for each "sleep" that began, and ended with its context.
+	Started, Ended chan struct{}
 
 	mu    sync.Mutex
 	sizes []engine.WinSize
@@ -31,7 +33,7 @@ type Guests struct {
 
 // NewGuests makes the guests of a control plane.
 func NewGuests(f *Fake) *Guests {
-	return &Guests{Fake: f, Log: "booted\n", More: make(chan string), seen: make(chan struct{}, 64)}
+	return &Guests{Fake: f, Log: "booted\n", More: make(chan string), Started: make(chan struct{}, 8), Ended: make(chan struct{}, 8), seen: make(chan struct{}, 64)}
 }
 
 // Sizes are the window sizes that consoles were given; Resized has a value for each.
@@ -143,6 +145,11 @@ func (g *Guests) Exec(ctx context.Context, who httpapi.Caller, tenant, name stri
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		}
+	case "sleep":
+		g.Started <- struct{}{}
+		<-ctx.Done()
+		g.Ended <- struct{}{}
+		return 0, ctx.Err()
 	case "line":
 		line, err := bufio.NewReader(p.Stdin).ReadString('\n')
 		fmt.Fprintf(p.Stdout, "got %q\n", line)
