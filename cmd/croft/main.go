@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime"
 
 	"github.com/croftproject/croft/internal/cli"
 	"github.com/croftproject/croft/internal/engine/uml"
@@ -13,6 +14,10 @@ import (
 
 // version is set by the build.
 var version = "dev"
+
+// The process's first thread is kept for main, which changes nothing of it: a goroutine that enters a namespace on a
+// thread of its own must never be on this one, which can't end, and which /proc/self stands for.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	// What the daemon starts this program as, before anything of the command line is built.

@@ -17,8 +17,10 @@ func (a *Agent) recoverGuest(ctx context.Context, m *machine, rec *state.Server)
 	}
 	b := a.bare(m, rec)
 	if rec != nil {
-		if whole, err := a.assembleKnown(m, rec, e, b); err == nil {
+		if whole, err := a.assemble(ctx, m, rec); err == nil {
 			b = whole
+		} else {
+			a.Logger.Warn("a guest is adopted without what it was made from", "server", m.id, "error", err)
 		}
 	}
 	handle := engine.Handle{Engine: l.Engine}
@@ -57,9 +59,4 @@ func (a *Agent) recoverGuest(ctx context.Context, m *machine, rec *state.Server)
 	if err != nil {
 		a.Logger.Error("adopt a guest", "server", m.id, "error", err)
 	}
-}
-
-// assembleKnown adds to a bare machine what a running guest was given, without making anything.
-func (a *Agent) assembleKnown(m *machine, rec *state.Server, e engine.Engine, b *engine.Machine) (*engine.Machine, error) {
-	return b, a.attachments(m, rec, e, b)
 }

@@ -20,9 +20,11 @@ import (
 // networks keeps what the networks of this host are to be: their records, the names in them, and the ports of servers
 // here. A network exists on the host while a server here has a port in it.
 type networks struct {
-	a  *Agent
-	mu sync.Mutex
-	by map[string]*network
+	a        *Agent
+	mu       sync.Mutex
+	by       map[string]*network
+	seen     chan struct{} // closed once the first list of records was taken in
+	seenOnce func()
 }
 
 type network struct {
@@ -37,7 +39,11 @@ type network struct {
 	err     error
 }
 
-func newNetworks(a *Agent) *networks { return &networks{a: a, by: map[string]*network{}} }
+func newNetworks(a *Agent) *networks {
+	n := &networks{a: a, by: map[string]*network{}, seen: make(chan struct{})}
+	n.seenOnce = sync.OnceFunc(func() { close(n.seen) })
+	return n
+}
 
 // of finds or makes a network; n.mu is held.
 func (n *networks) of(id string) *network {

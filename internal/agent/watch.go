@@ -22,6 +22,11 @@ func (a *Agent) watchServers(ctx context.Context, left []string) {
 		a.takeAll(all)
 		if first {
 			first = false
+			select {
+			case <-a.nets.seen:
+			case <-ctx.Done():
+				return
+			}
 			a.adopt(ctx, left)
 			close(a.seen)
 		}
@@ -48,6 +53,7 @@ func (a *Agent) watchNetworks(ctx context.Context) {
 			ids[strings.TrimPrefix(r.Key, state.Networks)] = true
 			a.nets.record(ctx, store.Event{Record: r})
 		}
+		a.nets.seenOnce()
 		a.nets.listed(ctx, ids)
 	}, func(e store.Event) { a.nets.record(ctx, e) })
 }
