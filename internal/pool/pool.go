@@ -13,6 +13,8 @@ var (
 	ErrNotFound = errors.New("no such volume")
 	// ErrFull says that the pool's file system has no room.
 	ErrFull = errors.New("pool is full")
+	// ErrBusy says that the volume can't be changed while a guest uses it.
+	ErrBusy = errors.New("volume is in use")
 )
 
 // Pool keeps volumes. A volume is named by the id of the server that it is the root of.
@@ -27,7 +29,8 @@ type Pool interface {
 	Open(ctx context.Context, s Spec) (Opened, error)
 	// Close undoes Open: the tree is unmounted. It is idempotent.
 	Close(ctx context.Context, id string) error
-	// Grow makes a closed or open volume larger. Shrinking is an error.
+	// Grow makes a closed or open volume larger. Shrinking is an error, and so is growing an open volume where the host
+	// can't (ErrBusy, with the reason).
 	Grow(ctx context.Context, id string, size api.Bytes) error
 	// Delete closes a volume and removes it. It is idempotent.
 	Delete(ctx context.Context, id string) error
