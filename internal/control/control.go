@@ -106,6 +106,7 @@ func (c *Control) Close() {
 	c.work.close()
 	c.stop()
 	c.watching.Wait()
+	c.ix.closeFeeds()
 }
 
 func (c *Control) Servers() httpapi.Resources[api.Server, api.ServerSpec]    { return servers{c} }

@@ -137,6 +137,18 @@ func (ix *index) deliver(ctx context.Context, t *table, sub *subscriber, first [
 	}
 }
 
+// closeFeeds ends all watches.
+func (ix *index) closeFeeds() {
+	ix.mu.Lock()
+	defer ix.mu.Unlock()
+	for _, t := range ix.tables {
+		for sub := range t.subs {
+			delete(t.subs, sub)
+			close(sub.ch)
+		}
+	}
+}
+
 // watchFor is Resources.Watch of every kind.
 func (c *Control) watchFor(ctx context.Context, who httpapi.Caller, k kind, tenant string, o httpapi.ListOptions, from int64) (<-chan []byte, error) {
 	s, err := choose(who, k, tenant, o)

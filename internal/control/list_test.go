@@ -165,6 +165,12 @@ func TestWatch(t *testing.T) {
 	other := start(t, w.store, w.images)
 	_, err = other.Servers().Watch(t.Context(), root, DefaultTenant, httpapi.ListOptions{}, 1)
 	problem(t, err, api.CodeExpired)
+	// Watches end with the control plane.
+	ch, err = other.Servers().Watch(t.Context(), root, DefaultTenant, httpapi.ListOptions{}, 0)
+	w.must(err)
+	other.Close()
+	for range ch { // ends
+	}
 }
 
 // A watcher that does not read is closed, and does not hold up anybody.

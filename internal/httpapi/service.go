@@ -24,7 +24,7 @@ type ListOptions struct {
 	Limit      int               // 1 to 1000; 0 is 100
 	Cursor     string            // Page.Next of the page before
 	Labels     map[string]string // all must match
-	Filter     map[string]string // fields that must match: phase, model, host, network, image, name (prefix with "*" at its end)
+	Filter     map[string]string // fields that must match: phase, model, host, network, image, kind, reason, name (prefix with "*" at its end)
 	AllTenants bool              // tenant is ignored: operator only
 }
 
@@ -82,8 +82,8 @@ type Control interface {
 
 	// Power acts on a server. Force stops hard at once. It returns the server with its new revision; the act goes on.
 	Power(ctx context.Context, who Caller, tenant, name string, action api.PowerAction, force bool) (*api.Server, error)
-	// ImportImage reads the upload to its end, and answers with the job, which is done or failed by then; with a registry
-	// source it answers at once and the job goes on.
+	// ImportImage reads the upload to its end, and answers with the job, which is done by then, or with what is wrong with
+	// the image; with a registry source it answers at once and the job goes on.
 	ImportImage(ctx context.Context, who Caller, tenant string, r ImageImport) (*api.Job, error)
 	// BuildImage starts the build of a built-in image.
 	BuildImage(ctx context.Context, who Caller, tenant, name, builtin string, shared bool) (*api.Job, error)
