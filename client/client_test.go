@@ -307,3 +307,31 @@ func TestExecEndsWithItsClient(t *testing.T) {
 	}
 	<-guests.Ended
 }
+
+// A daemon that does not remember where a watch ended lets it begin anew.
+func TestWatchBeginsAnewWhenForgotten(t *testing.T) {
+	c, fake, _ := serve(t)
+	create(t, c, "web")
+	puts := 0
+	for change, err := range c.Servers("default").Watch(t.Context(), client.ListOptions{}, 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if change.Object.Name == "web" {
+			puts++
+		}
+		if puts == 2 {
+			break
+		}
+		fake.Forget()
+		fake.BreakServerWatches()
+	}
+	if froms := fake.WatchedFrom(); len(froms) < 3 || froms[1] == 0 || froms[2] != 0 {
+		t.Errorf("watched from %v", froms)
+	}
+	for _, err := range c.Servers("default").Watch(t.Context(), client.ListOptions{}, 1) {
+		if api.CodeOf(err) != api.CodeExpired {
+			t.Errorf("%v", err)
+		}
+	}
+}

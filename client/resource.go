@@ -215,17 +215,19 @@ func (r *Resource[T, S]) List(ctx context.Context, o ListOptions) iter.Seq2[*T, 
 const patience = 30 * time.Second
 
 // Watch delivers the changes after revision from; 0 is from now, after a put of everything there is. A stream that
-// breaks is resumed where it ended, also over a restart of the daemon; one that can't be ends with an error.
+// breaks is resumed where it ended, also over a restart of the daemon. Where the daemon does not remember the changes
+// since then, it begins anew with a put of everything there is; deletions in between are not told.
 func (r *Resource[T, S]) Watch(ctx context.Context, o ListOptions, from int64) iter.Seq2[api.Change[T], error] {
 	return func(yield func(api.Change[T], error) bool) {
 		lost := time.Time{} // since when the daemon can't be reached
+		resumed := false    // from is a revision that this watch was told
 		for {
 			next, more, err := r.watchOnce(ctx, o, from, yield)
 			if !more {
 				return
 			}
 			if next != from {
-				from, lost = next, time.Time{}
+				from, lost, resumed = next, time.Time{}, true
 			}
 			if err == nil {
 				lost = time.Time{}
@@ -233,6 +235,10 @@ func (r *Resource[T, S]) Watch(ctx context.Context, o ListOptions, from int64) i
 				lost = time.Now()
 			}
 			var p *api.Problem
+			if resumed && errors.As(err, &p) && p.Code == api.CodeExpired {
+				from, resumed = 0, false
+				continue
+			}
 			if ctx.Err() != nil || (errors.As(err, &p) && p.Code != api.CodeUnavailable) || (err != nil && time.Since(lost) > patience) {
 				if ctx.Err() != nil {
 					err = ctx.Err()

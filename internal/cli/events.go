@@ -14,7 +14,7 @@ import (
 
 func (a *app) eventCommand() *cobra.Command {
 	var follow, all bool
-	var name string
+	var name, kind, reason string
 	list := &cobra.Command{
 		Use: "list", Aliases: []string{"ls"}, Short: "List what happened, and why", Args: exactly(), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -27,8 +27,10 @@ func (a *app) eventCommand() *cobra.Command {
 				tenant = ""
 			}
 			o := client.ListOptions{Filter: map[string]string{}}
-			if name != "" {
-				o.Filter["name"] = name
+			for field, value := range map[string]string{"name": name, "kind": kind, "reason": reason} {
+				if value != "" {
+					o.Filter[field] = value
+				}
 			}
 			return a.listEvents(cmd, c.Events(tenant), o, follow)
 		},
@@ -36,6 +38,9 @@ func (a *app) eventCommand() *cobra.Command {
 	list.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what happens from now on")
 	list.Flags().BoolVarP(&all, "all-tenants", "A", false, "of all tenants (operator)")
 	list.Flags().StringVar(&name, "name", "", "only those of the resource with this name")
+	list.Flags().StringVar(&kind, "kind", "", "only those of this kind of resource")
+	list.Flags().StringVar(&reason, "reason", "", "only those with this reason, as Exited")
+	complete(list, "kind", "server", "network", "image", "host", "tenant")
 	return noun("event", "What happened, and why", []string{"events"}, list)
 }
 

@@ -93,7 +93,11 @@ func (w *waiter) until(timeout time.Duration, server *api.Server, g goal) error 
 	}
 	w.line.say(g.doing)
 	changes := w.watch(ctx, c, server, g)
-	tick := time.NewTicker(recheck)
+	again := recheck
+	if g.gone {
+		again /= 8 // a watch that begins late says nothing of what is gone
+	}
+	tick := time.NewTicker(again)
 	defer tick.Stop()
 	for {
 		select {
@@ -206,11 +210,10 @@ func (w *waiter) watch(ctx context.Context, c *client.Client, s *api.Server, g g
 			return false
 		}
 	}
-	go func() {
+	follow := func(from int64) error {
 		for change, err := range c.Servers(w.tenant).Watch(ctx, o, from) {
 			if err != nil {
-				tell(seen{err: err})
-				return
+				return err
 			}
 			if change.Object.ID != s.ID {
 				continue
@@ -220,8 +223,18 @@ func (w *waiter) watch(ctx context.Context, c *client.Client, s *api.Server, g g
 				server = nil
 			}
 			if !tell(seen{server: server}) {
-				return
+				return nil
 			}
+		}
+		return nil
+	}
+	go func() {
+		err := follow(from)
+		if api.CodeOf(err) == api.CodeExpired {
+			err = follow(0) // the waiter looks for itself whether it is gone already
+		}
+		if err != nil {
+			tell(seen{err: err})
 		}
 	}()
 	return out

@@ -27,6 +27,8 @@ type ListQuery struct {
 	Host        string   `query:"host" doc:"Only servers on this host."`
 	Network     string   `query:"network" doc:"Only servers in this network."`
 	Image       string   `query:"image" doc:"Only servers made from this image."`
+	Kind        string   `query:"kind" doc:"Only events of this kind of resource."`
+	Reason      string   `query:"reason" doc:"Only events with this reason."`
 	Name        string   `query:"name" doc:"Only this name; a '*' at its end matches any rest."`
 	Watch       bool     `query:"watch" doc:"Stream changes as server-sent events instead; so does Accept: text/event-stream."`
 	From        int64    `query:"from" minimum:"0" doc:"With watch: changes after this revision. 0: from now, after a put of everything there is."`
@@ -52,6 +54,7 @@ func (q *ListQuery) options(allTenants bool) (ListOptions, error) {
 	}
 	for field, value := range map[string]string{
 		"phase": q.Phase, "model": q.Model, "host": q.Host, "network": q.Network, "image": q.Image, "name": q.Name,
+		"kind": q.Kind, "reason": q.Reason,
 	} {
 		if value != "" {
 			if o.Filter == nil {

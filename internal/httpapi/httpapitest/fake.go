@@ -36,6 +36,8 @@ type Fake struct {
 	ids     int
 	callers []httpapi.Caller
 	froms   []int64
+
+	forgotten int64 // watches can't start before it
 }
 
 // New makes a Fake with a tenant "default", a host "host-1" and an image "micro".
@@ -154,7 +156,7 @@ func (f *Fake) note(who httpapi.Caller) {
 	f.callers = append(f.callers, who)
 }
 
-func (f *Fake) watchFrom(from int64) {
+func (f *Fake) watchFrom(from int64) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.froms = append(f.froms, from)
@@ -162,6 +164,10 @@ func (f *Fake) watchFrom(from int64) {
 	case f.Watched <- struct{}{}:
 	default:
 	}
+	if from > 0 && from < f.forgotten {
+		return api.Errorf(api.CodeExpired, "changes after revision %d are not remembered any more", from)
+	}
+	return nil
 }
 
 // LastCaller is who asked last.
@@ -180,6 +186,13 @@ func (f *Fake) WatchedFrom() []int64 {
 
 // BreakServerWatches ends every watch of servers.
 func (f *Fake) BreakServerWatches() { f.ServerStore.breakWatches() }
+
+// Forget makes every revision until now one that a watch can't start from.
+func (f *Fake) Forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.forgotten = f.counter + 1
+}
 
 // SetServer edits a server as its host would.
 func (f *Fake) SetServer(tenant, name string, edit func(*api.Server)) {

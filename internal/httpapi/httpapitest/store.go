@@ -235,7 +235,9 @@ func (r *resources[T, S]) Watch(ctx context.Context, who httpapi.Caller, tenant 
 	r.fake.note(who)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.fake.watchFrom(from)
+	if err := r.fake.watchFrom(from); err != nil {
+		return nil, err
+	}
 	c := make(chan []byte, watchBuffer)
 	if o.AllTenants {
 		tenant = "*"
