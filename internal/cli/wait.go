@@ -49,8 +49,13 @@ func (g goal) met(s *api.Server, revision int64) bool {
 	return g.now || s.Status.Observed == 0 || s.Status.Observed >= revision
 }
 
-// lost tells whether s will not become what is waited for.
-func (g goal) lost(s *api.Server, revision int64) bool {
+// rests tells whether s has ended by itself while it is waited for to run. A restart passes through that too.
+func (g goal) rests(s *api.Server) bool {
+	return slices.Contains(g.phases, api.PhaseRunning) && s.Status.Phase == api.PhaseStopped && s.Status.Exit != nil
+}
+
+// lost tells whether s will not become what is waited for since began.
+func (g goal) lost(s *api.Server, revision int64, began time.Time) bool {
 	if g.gone || slices.Contains(g.phases, s.Status.Phase) || s.Status.Observed < revision {
 		return false
 	}
@@ -58,7 +63,7 @@ func (g goal) lost(s *api.Server, revision int64) bool {
 	case api.PhaseFailed, api.PhaseBackoff:
 		return true
 	case api.PhaseStopped:
-		return slices.Contains(g.phases, api.PhaseRunning) && s.Status.Exit != nil
+		return g.rests(s) && g.unlike.IsZero() && s.Status.Exit.Time.After(began)
 	}
 	return false
 }
@@ -120,6 +125,10 @@ func (w *waiter) until(timeout time.Duration, server *api.Server, g goal) error 
 			if err != nil {
 				continue // the watch tells what is wrong, when it lasts
 			}
+			if g.rests(server) && g.rests(found) && found.Status.Observed >= found.Revision {
+				w.line.finish(styleOf(w.line.w).phase(string(found.Status.Phase)))
+				return failed(found) // it stays so
+			}
 			server = found
 		}
 		if done, err := w.judge(server, g); done {
@@ -133,7 +142,7 @@ func (w *waiter) judge(s *api.Server, g goal) (bool, error) {
 	switch {
 	case g.met(s, s.Revision):
 		return true, w.finish(s, g)
-	case g.lost(s, s.Revision):
+	case g.lost(s, s.Revision, w.began):
 		w.line.finish(styleOf(w.line.w).phase(string(s.Status.Phase)))
 		return true, failed(s)
 	}
