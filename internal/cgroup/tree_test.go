@@ -34,6 +34,7 @@ func TestMain(m *testing.M) {
 			for n == 0 || time.Duration(used.Nano()) < time.Duration(n)*time.Millisecond {
 				unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &used)
 			}
+			fmt.Println("spun")
 			os.Exit(0)
 		case "take": // n MiB of memory
 			fmt.Println("up")
@@ -192,7 +193,8 @@ func TestCap(t *testing.T) {
 	p := set(t, tr, "capped", Limits{CPUCap: 300})
 	began := time.Now()
 	r := run(t, p, "spin", "1500")
-	<-r.done
+	r.line()
+	r.line()
 	share := float64(usage(t, tr, "capped").CPUTime) / float64(time.Since(began))
 	t.Logf("capped at 30%%: %.2f%%", share*100)
 	if share < 0.27 || share > 0.33 {
@@ -514,4 +516,33 @@ func BenchmarkUsage(b *testing.B) {
 	for b.Loop() {
 		usage(b, tr, "s")
 	}
+}
+
+func BenchmarkStart(b *testing.B) {
+	tr := tree(b)
+	set(b, tr, "s", Limits{})
+	b.Run("open", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := Open(tr.Path("s") + "/" + leaf); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	p, err := Open(tr.Path("s") + "/" + leaf)
+	if err != nil {
+		b.Fatal(err)
+	}
+	start := func(p *Place) func(*testing.B) {
+		return func(b *testing.B) {
+			for b.Loop() {
+				pid, err := p.Start("/bin/true", []string{"true"}, &syscall.ProcAttr{})
+				if err != nil {
+					b.Fatal(err)
+				}
+				syscall.Wait4(pid, nil, 0, nil)
+			}
+		}
+	}
+	b.Run("here", start(nil))
+	b.Run("there", start(p))
 }

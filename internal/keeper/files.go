@@ -12,7 +12,12 @@ import (
 // openFile opens what a process inherits.
 func openFile(f File) (*os.File, error) {
 	if f.Tap == "" {
-		return os.OpenFile(f.Path, os.O_RDWR, 0)
+		// os.OpenFile would leave what can be polled non-blocking, which the process would inherit.
+		fd, err := unix.Open(f.Path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+		if err != nil {
+			return nil, &os.PathError{Op: "open", Path: f.Path, Err: err}
+		}
+		return os.NewFile(uintptr(fd), f.Path), nil
 	}
 	if f.NetNS == "" {
 		return openTap(f.Tap, f.VnetHdr)
@@ -31,6 +36,21 @@ func openFile(f File) (*os.File, error) {
 		tap, err = openTap(f.Tap, f.VnetHdr)
 	})
 	return tap, err
+}
+
+// openPipe makes a pipe of which a process gets the writing end. That blocks, unlike that of os.Pipe: few programs
+// expect a standard output that does not.
+func openPipe() (r, w *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, fmt.Errorf("make pipe: %w", err)
+	}
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		unix.Close(fds[0])
+		unix.Close(fds[1])
+		return nil, nil, err
+	}
+	return os.NewFile(uintptr(fds[0]), "output"), os.NewFile(uintptr(fds[1]), "output"), nil
 }
 
 // openTap attaches to a tap device of the calling thread's network namespace (TUNSETIFF,

@@ -126,7 +126,7 @@ func (l *launch) openStdio() error {
 			return err
 		}
 		l.stdio = append(l.stdio, null)
-		r, w, err := os.Pipe()
+		r, w, err := openPipe()
 		if err != nil {
 			return err
 		}
