@@ -29,10 +29,12 @@ type Spec struct {
 	Cgroup string `json:"cgroup,omitempty"`
 	// Isolate starts the process in an empty network namespace of its own and, with it, in its own IPC and UTS namespace.
 	Isolate bool `json:"isolate,omitempty"`
-	// Files are opened by the keeper and inherited by the process from descriptor 3 on, in order.
+	// Files are opened by the keeper and inherited by the process from descriptor 3 on, in order. The descriptor after
+	// them is the other end of the process' own console, for a next keeper to take; it is not the process' to use.
 	Files []File `json:"files,omitempty"`
 
-	// Log is the path of the console log; LogLimit its greatest size in bytes, kept by rotating to Log+".1".
+	// Log is the path of the console log; LogLimit its greatest size in bytes, kept by rotating to Log+".1". Zero is
+	// 4 MiB.
 	Log      string `json:"log,omitempty"`
 	LogLimit int64  `json:"logLimit,omitempty"`
 	// Ready is a text; the time at which it first appears in the console's output is reported. Empty: none.
@@ -44,7 +46,8 @@ type Spec struct {
 	PIDFile       string `json:"pidFile,omitempty"`
 	ConsoleSocket string `json:"consoleSocket,omitempty"`
 	// Terminal gives a process that does not detach a terminal in raw mode as standard input, output and error; it
-	// leads a session of its own. Without it, input is empty and output goes to the log.
+	// leads a session of its own, of which the terminal is not the controlling one: the end of the keeper sends it no
+	// SIGHUP. Without Terminal, input is empty and output goes to the log.
 	Terminal bool `json:"terminal,omitempty"`
 	// Stderr is the path of a file that a non-detaching process's standard error goes to instead of the terminal or log.
 	Stderr string `json:"stderr,omitempty"`

@@ -418,6 +418,45 @@ func TestCgroup(t *testing.T) {
 	}
 }
 
+// A keeper that has a group of its own is in it in every hierarchy: no service manager ends it with its daemon.
+func TestKeeperInItsOwnCgroup(t *testing.T) {
+	if _, err := cgroup.Detect(); err != nil || os.Geteuid() != 0 {
+		t.Skipf("needs root and cgroups: %v", err)
+	}
+	dir, err := os.MkdirTemp("/tmp", "ck")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent := fmt.Sprintf("croft-test-%08x", rand.Uint32())
+	tree, err := cgroup.New(parent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		closeAll(t, dir)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := errors.Join(tree.Kill(ctx, ""), tree.Remove(ctx, ""), os.RemoveAll(dir)); err != nil {
+			t.Error(err)
+		}
+	})
+	c, err := keeper.Connect(t.Context(), dir, keeper.Options{CgroupPath: tree.Path("keeper")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	s := start(t, c, shell("x", "exec tail -f /dev/null"))
+	groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", keeperPID(t, s.PID)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(groups)) {
+		if !strings.HasSuffix(line, ":/"+tree.Path("keeper")+"\n") {
+			t.Errorf("the keeper is in %q", line)
+		}
+	}
+}
+
 func keeperOf(t *testing.T, c *keeper.Client) int {
 	id := fmt.Sprint("probe", rand.Uint64())
 	s := start(t, c, shell(id, "exec tail -f /dev/null"))
