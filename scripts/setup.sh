@@ -16,7 +16,7 @@ runtime=(
 	syslinux syslinux-common syslinux-efi extlinux systemd-boot-efi mtools dosfstools # … and their boot loaders
 	e2fsprogs iproute2 ca-certificates
 )
-build=(make git dpkg-dev)
+build=(make git dpkg-dev jq)
 tests=(gcc libc6-dev iputils-ping socat xfsprogs nftables iperf3 genisoimage zstd)
 peers=(lxd lxd-client libvirt-daemon-system libvirt-clients)
 go_version=1.26.0

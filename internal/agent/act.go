@@ -104,6 +104,7 @@ func (a *Agent) makeRoot(ctx context.Context, m *machine, rec *state.Server) err
 		return s.WriteISO(m.seedPath(), int(spec.Owner))
 	}
 	if spec.Kind == pool.Tree {
+		s.Resolv = a.resolv(rec)
 		return s.WriteTree(opened.Path, int(spec.Owner), content.CloudInit)
 	}
 	return nil

@@ -185,19 +185,30 @@ func resolveApp(fromImage, asked *api.App) *api.App {
 // writeHosts writes the files that an application guest, which configures nothing itself, gets for its names.
 func (a *Agent) writeHosts(m *machine, rec *state.Server, b *engine.Machine) error {
 	hosts := "127.0.0.1\tlocalhost\n::1\tlocalhost\n"
-	resolv := ""
 	for _, p := range rec.Ports {
 		hosts += fmt.Sprintf("%s\t%s\n", p.Address, b.Host)
-		if n, ok := a.nets.wanted(p.NetworkID); ok {
-			for _, s := range n.Subnets {
-				resolv += fmt.Sprintf("nameserver %s\n", s.Gateway)
-			}
-			resolv += fmt.Sprintf("search %s\n", n.Domain)
-		}
 	}
 	b.Hosts, b.Resolv = filepath.Join(m.dir, "hosts"), filepath.Join(m.dir, "resolv.conf")
 	if err := os.WriteFile(b.Hosts, []byte(hosts), 0o644); err != nil {
 		return err
 	}
-	return os.WriteFile(b.Resolv, []byte(resolv), 0o644)
+	return os.WriteFile(b.Resolv, []byte(a.resolv(rec)), 0o644)
+}
+
+// resolv is the resolv.conf(5) of a guest whose network the host sets up: the routers of its networks answer.
+func (a *Agent) resolv(rec *state.Server) string {
+	out := ""
+	for _, p := range rec.Ports {
+		n, ok := a.nets.wanted(p.NetworkID)
+		if !ok {
+			continue
+		}
+		for _, s := range n.Subnets {
+			out += fmt.Sprintf("nameserver %s\n", s.Gateway)
+		}
+		if n.Domain != "" {
+			out += fmt.Sprintf("search %s\n", n.Domain)
+		}
+	}
+	return out
 }

@@ -55,10 +55,7 @@ func Run(ctx context.Context, o Options) error {
 	if err := o.complete(); err != nil {
 		return err
 	}
-	d := &Daemon{o: o, group: "croft-" + tag(o.StateDir)}
-	if o.StateDir == DefaultStateDir {
-		d.group = "croft"
-	}
+	d := &Daemon{o: o, group: groupOf(o.StateDir)}
 	defer d.close()
 	if err := d.open(ctx); err != nil {
 		return err
@@ -185,10 +182,14 @@ func (d *Daemon) serve(ctx context.Context) (err error) {
 	}
 	var parts sync.WaitGroup
 	parts.Go(func() { stop(d.agent.Run(ctx)) })
-	parts.Go(func() { d.reportHost(ctx) })
-	select {
-	case <-d.agent.Adopted(): // no request is answered before what runs is known
-	case <-ctx.Done():
+	placeable := make(chan struct{})
+	parts.Go(func() { d.reportHost(ctx, sync.OnceFunc(func() { close(placeable) })) })
+	// No request is answered before what runs is known, and new servers can be placed.
+	for _, known := range []<-chan struct{}{d.agent.Adopted(), placeable} {
+		select {
+		case <-known:
+		case <-ctx.Done():
+		}
 	}
 	parts.Go(func() {
 		if err := d.server.Serve(d.socket); !errors.Is(err, http.ErrServerClosed) {

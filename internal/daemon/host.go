@@ -61,8 +61,8 @@ type probed struct {
 }
 
 // reportHost probes the engines, reports what the host is, and from then on that it is there; and it carries changes of
-// the host's spec out.
-func (d *Daemon) reportHost(ctx context.Context) {
+// the host's spec out. It calls reported once servers can be placed here.
+func (d *Daemon) reportHost(ctx context.Context, reported func()) {
 	mode, err := cgroup.Detect()
 	if err != nil {
 		d.o.Logger.Error("look at control groups", "error", err)
@@ -80,6 +80,7 @@ func (d *Daemon) reportHost(ctx context.Context) {
 		if json.Unmarshal(data, &p) == nil && p.BootID == d.facts.BootID {
 			st.Engines = p.Engines
 			d.report(ctx, st)
+			reported()
 		}
 	}
 	st.Engines = agent.ProbeEngines(ctx, d.engines)
@@ -89,6 +90,7 @@ func (d *Daemon) reportHost(ctx context.Context) {
 		}
 	}
 	d.report(ctx, st)
+	reported()
 	for _, e := range st.Engines {
 		d.o.Logger.Info("engine", "name", e.Name, "available", e.Available, "accelerator", e.Accelerator, "reason", e.Reason)
 	}

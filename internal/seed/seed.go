@@ -22,6 +22,7 @@ type Seed struct {
 	MetaData string
 	UserData string
 	Network  string // network-config, version 2: DHCP on every interface
+	Resolv   string // resolv.conf(5) of a guest whose network the host sets up; empty: the guest writes it
 }
 
 // Render makes the seed of a server. Guest may be nil: then it holds the host name only.
@@ -143,6 +144,10 @@ func (s Seed) WriteTree(tree string, owner int, cloudInit bool) error {
 		for name, content := range s.files() {
 			files["var/lib/cloud/seed/nocloud/"+name] = content
 		}
+	}
+	// A link leads to what a resolver of the guest's own keeps.
+	if info, err := root.Lstat("etc/resolv.conf"); s.Resolv != "" && (err != nil || info.Mode().IsRegular()) {
+		files["etc/resolv.conf"] = s.Resolv
 	}
 	for name, content := range files {
 		if err := writeIn(root, name, content, owner); err != nil {
