@@ -13,6 +13,7 @@ import (
 func daemonCommand() *cobra.Command {
 	var o daemon.Options
 	var level string
+	var clean bool
 	c := &cobra.Command{
 		Use:   "daemon",
 		Short: "Run Croft on this host",
@@ -27,6 +28,9 @@ Several daemons run side by side on one machine, each with a state directory and
 			}
 			o.Version = version
 			o.Logger = slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: l}))
+			if clean {
+				return daemon.Clean(c.Context(), o)
+			}
 			return daemon.Run(c.Context(), o)
 		},
 	}
@@ -39,5 +43,6 @@ Several daemons run side by side on one machine, each with a state directory and
 	f.StringVar(&o.OCIRuntime, "oci-runtime", "runc", "OCI runtime for servers of model os")
 	f.StringSliceVar(&o.EtcdEndpoints, "etcd", nil, "endpoints of an etcd cluster to use instead of the embedded one")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	f.BoolVar(&clean, "clean", false, "take away networks, control groups and the keeper of a daemon that ended, and exit; its state stays")
 	return c
 }

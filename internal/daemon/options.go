@@ -58,6 +58,14 @@ func tag(stateDir string) string {
 	return hex.EncodeToString(sum[:3])
 }
 
+// groupOf names the control group that is the parent of the servers'.
+func groupOf(stateDir string) string {
+	if stateDir == DefaultStateDir {
+		return "croft"
+	}
+	return "croft-" + tag(stateDir)
+}
+
 // complete fills in defaults and checks what was given.
 func (o *Options) complete() (err error) {
 	if o.StateDir == "" {

@@ -1,0 +1,94 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/croftproject/croft/internal/cgroup"
+	"github.com/croftproject/croft/internal/hostnet/linux"
+	"github.com/croftproject/croft/internal/keeper"
+)
+
+// ErrServersRun says that a host still has running servers.
+var ErrServersRun = errors.New("servers run on this host: stop them first (croft server stop), then try again")
+
+// Clean takes away what a daemon made on the host besides its state: networks, the keeper, control groups, the run
+// directory. The next daemon of the state directory makes them again. It refuses while a daemon or a server runs, and
+// can be called again.
+func Clean(ctx context.Context, o Options) error {
+	if err := o.complete(); err != nil {
+		return err
+	}
+	if _, err := os.Stat(o.StateDir); errors.Is(err, os.ErrNotExist) {
+		return nil // no daemon ever ran
+	}
+	d := &Daemon{o: o, group: groupOf(o.StateDir)}
+	defer d.close()
+	if err := d.takeLock(); err != nil {
+		return err
+	}
+	if err := d.endKeeper(ctx); err != nil {
+		return err
+	}
+	for _, group := range []string{d.group, d.group + "-keeper"} {
+		if err := removeGroup(ctx, group); err != nil {
+			return err
+		}
+	}
+	if err := d.removeNetworks(ctx); err != nil {
+		return err
+	}
+	return os.RemoveAll(o.RunDir)
+}
+
+// endKeeper ends the keeper where one serves.
+func (d *Daemon) endKeeper(ctx context.Context) error {
+	dir := filepath.Join(d.o.RunDir, "keeper")
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	k, err := keeper.Connect(ctx, dir, keeper.Options{Executable: d.o.Executable, CgroupPath: d.group + "-keeper"})
+	if err != nil {
+		return err
+	}
+	err = k.Shutdown(ctx)
+	if errors.Is(err, keeper.ErrRunning) {
+		err = ErrServersRun
+	}
+	return errors.Join(err, k.Close())
+}
+
+func removeGroup(ctx context.Context, path string) error {
+	groups, err := cgroup.New(path)
+	if err != nil {
+		return err
+	}
+	err = groups.Remove(ctx, "")
+	if errors.Is(err, cgroup.ErrBusy) {
+		return fmt.Errorf("%w (%w)", ErrServersRun, err)
+	}
+	return err
+}
+
+func (d *Daemon) removeNetworks(ctx context.Context) error {
+	net, err := linux.New(linux.Options{
+		RunDir: d.o.RunDir, NetNS: d.o.NetNS, Prefix: prefix(d.o.StateDir), Uplink: d.o.Uplink, Logger: d.o.Logger,
+	})
+	if err != nil {
+		return err
+	}
+	d.net = net // closed with the daemon
+	networks, err := net.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range networks {
+		if err := net.Remove(ctx, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
