@@ -46,6 +46,9 @@ var debianLinks = map[string]string{
 	"etc/systemd/system/network-online.target.wants/systemd-networkd-wait-online.service": "/lib/systemd/system/systemd-networkd-wait-online.service",
 	"etc/systemd/system/multi-user.target.wants/croft-hostkeys.service":                   "/etc/systemd/system/croft-hostkeys.service",
 	"etc/systemd/system/getty.target.wants/croft-console.service":                         "/etc/systemd/system/croft-console.service",
+	// Volumes of Croft's have no logical volume manager below, which these look for at each start.
+	"etc/systemd/system/e2scrub_reap.service": "/dev/null",
+	"etc/systemd/system/e2scrub_all.timer":    "/dev/null",
 	// The host asks by SIGPWR (os) and by Ctrl-Alt-Del (uml); systemd's defaults are nothing and a reboot.
 	"etc/systemd/system/sigpwr.target":       "/lib/systemd/system/poweroff.target",
 	"etc/systemd/system/ctrl-alt-del.target": "/lib/systemd/system/poweroff.target",

@@ -62,10 +62,11 @@ func fetchKernel(ctx context.Context, o Options) (kernel, error) {
 	if _, err := run(ctx, making, "dpkg", "-x", debs[0], "unpacked"); err != nil {
 		return kernel{}, err
 	}
-	if err := os.RemoveAll(k.dir); err != nil {
-		return kernel{}, err
+	err = os.Rename(filepath.Join(making, "unpacked"), k.dir)
+	if _, missing := os.Stat(k.image()); err != nil && missing == nil {
+		return k, nil // another build was faster
 	}
-	return k, os.Rename(filepath.Join(making, "unpacked"), k.dir)
+	return k, err
 }
 
 // kernelPackage finds the package that holds the present kernel, and its version.
