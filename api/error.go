@@ -3,7 +3,6 @@ package api
 import (
 	"errors"
 	"fmt"
-	"net/http"
 	"strings"
 )
 
@@ -34,35 +33,35 @@ const (
 	CodeExpired      Code = "revision-expired" // a watch asks for changes that are not remembered any more
 )
 
-// HTTPStatus is the status that a problem of this code is answered with.
+// HTTPStatus is the status that a problem of this code is answered with (RFC 9110).
 func (c Code) HTTPStatus() int {
 	switch c {
 	case CodeInvalid, CodeUnknownField, CodeBadImage:
-		return http.StatusUnprocessableEntity
+		return 422
 	case CodeMalformed:
-		return http.StatusBadRequest
+		return 400
 	case CodeTooLarge:
-		return http.StatusRequestEntityTooLarge
+		return 413
 	case CodeNotFound:
-		return http.StatusNotFound
+		return 404
 	case CodeExists, CodeInUse, CodeProtected, CodeWrongState, CodeCapacity, CodeQuota, CodeKeyReused:
-		return http.StatusConflict
+		return 409
 	case CodeConflict:
-		return http.StatusPreconditionFailed
+		return 412
 	case CodePrecondition:
-		return http.StatusPreconditionRequired
+		return 428
 	case CodeForbidden:
-		return http.StatusForbidden
+		return 403
 	case CodeUnsupported:
-		return http.StatusUnprocessableEntity
+		return 422
 	case CodeUnavailable:
-		return http.StatusServiceUnavailable
+		return 503
 	case CodeMethod:
-		return http.StatusMethodNotAllowed
+		return 405
 	case CodeExpired:
-		return http.StatusGone
+		return 410
 	}
-	return http.StatusInternalServerError
+	return 500
 }
 
 // Problem is an error that a user gets (RFC 9457, application/problem+json).

@@ -75,7 +75,9 @@ took() {
 		| if $wait < 5 then $wait + $start else $start end | . * 100 | round / 100'
 }
 
-memory() { "$croft" top --once -o json | jq -r --arg s "$1" '.[] | select(.server == $s) | .memory'; }
+memory() {
+	"$croft" top --once -o json | jq -r --arg s "$1" '.[] | select(.server == $s) | .memory' | numfmt --from=auto --to=iec-i --suffix=B
+}
 
 table() {
 	title "Three servers of one tenant, one of each model, on one network"
@@ -92,9 +94,9 @@ table() {
 asks() {
 	local from=$1 to=$2 answer
 	if [ "$(field "$from" .spec.model)" = os ]; then
-		answer=$("$croft" server exec "$from" -- wget -T 10 -qO- "http://$to/" | tr -d '\r\n')
+		answer=$("$croft" server exec "$from" -- wget -qO- "http://$to/" | tr -d '\r\n')
 	else # a guest with a kernel of its own is asked at its console
-		answer=$(printf 'echo "answer: $(wget -T 10 -qO- http://%s/)"\n' "$to" | "$croft" server console "$from" 2>/dev/null | tr -d '\r' | sed -n "s/^answer: \\($to.*\\)/\\1/p" | tail -n 1)
+		answer=$(printf 'echo "answer: $(wget -qO- http://%s/)"\n' "$to" | "$croft" server console "$from" 2>/dev/null | tr -d '\r' | sed -n "s/^answer: \\($to.*\\)/\\1/p" | tail -n 1)
 	fi
 	[ -n "$answer" ] || fail "$from does not reach $to"
 	printf '  %-10s → http://%-10s %s\n' "$from" "$to" "$answer"
