@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# Runs the tests of test/lab, and those that look at the kernel and at systemd, in a lab guest: a Debian 12 with pure
+# cgroup v2, Debian's own kernel and working KVM, which QEMU emulates (AMD SVM under TCG), so that any host can run it.
+# Croft is installed there from its package. What it is made of is cached; it has no network but a link to nowhere.
+#   LAB_CACHE  where disks of lab guests are kept (default: /var/tmp/croft-lab-cache)
+#   LAB_TIME   seconds after which the guest is given up (default: 900)
+# It prints progress, leaves the console log and the outputs in build/lab, and closes with "N passed, N failed, N skipped".
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+cache=${LAB_CACHE:-/var/tmp/croft-lab-cache}
+limit=${LAB_TIME:-900}
+out=build/lab
+memory=4096 # MiB
+
+say() { printf '\033[2m· %4d s  %s\033[0m\n' "$SECONDS" "$*" >&2; }
+
+# The runs, in order: a name, a package, and the arguments of its test program. The guest is ten times slower than its
+# host, and its guests ten times slower than that: what only computes is left to `make test`.
+# In short mode a package leaves out what takes long and is not about the host.
+runs() {
+	cat <<-RUNS
+		install         test/lab                     -test.run=^TestInstalled
+		reboot
+		rebooted        test/lab                     -test.run=^TestRebooted
+		cgroup          internal/cgroup
+		accel           internal/engine/qemu/accel
+		keeper          internal/keeper
+		pool            internal/pool/dir
+		hostnet         internal/hostnet/linux
+		oci             internal/engine/oci
+		purge           test/lab                     -test.run=^TestPurged
+	RUNS
+}
+
+# Makes the guest's disk, unless it is in the cache; the last one made is kept.
+image() {
+	local key dir
+	key=$(test/lab/image.sh recipe | sha256sum | cut -c1-16)
+	dir=$cache/$key
+	if [ ! -d "$dir" ]; then
+		say "making the lab guest's disk from Debian's packages (2 to 4 minutes)"
+		mkdir -p "$cache"
+		find "$cache" -mindepth 1 -maxdepth 1 -exec rm -rf {} +
+		mkdir "$cache/making"
+		test/lab/image.sh "$cache/making" >&2
+		mv "$cache/making" "$dir"
+	fi
+	echo "$dir"
+}
+
+# Compiles the test programs, and puts them on a disk with the package.
+disk() {
+	local tree=$1/tree name package arguments program
+	mkdir -p "$tree/bin" "$tree/out"
+	while read -r name package arguments; do
+		if [ -z "$package" ]; then
+			echo "$name"
+			continue
+		fi
+		program=${package//\//-}
+		[ -e "$tree/bin/$program" ] || go test -c -ldflags '-s -w' -o "$tree/bin/$program" "./$package"
+		[ ! -d "$package/testdata" ] || cp -rT "$package/testdata" "$tree/testdata"
+		echo "$name $program $arguments -test.timeout=10m"
+	done < <(runs) >"$tree/runs"
+	cp test/lab/guest.sh "$tree/"
+	cp build/croft_*_amd64.deb "$tree/croft.deb"
+	mkfs.ext4 -q -F -L croft-lab -d "$tree" "$1/lab.raw" 1G
+	rm -rf "$tree"
+}
+
+# Follows a log until the process ends, and shows the guest's progress.
+follow() {
+	tail -n +1 --pid="$1" -F "$2" 2>/dev/null | tr -d '\r' | grep -a --line-buffered -E '^(lab: |--- |    --- )' |
+		while read -r line; do say "${line#lab: }"; done
+}
+
+boot() {
+	local from=$1 work=$2 qemu watchdog status=0
+	qemu-img create -q -f qcow2 -F raw -b "$from/root.raw" "$work/root.qcow2"
+	: >"$out/console.log"
+	qemu-system-x86_64 -name croft-lab -accel tcg,thread=multi -cpu EPYC,+svm -M q35 -smp 2 -m "$memory" \
+		-nodefaults -no-user-config -display none -serial "file:$out/console.log" \
+		-kernel "$from/vmlinuz" -initrd "$from/initrd.img" -append "root=/dev/vda rw console=ttyS0 quiet loglevel=4" \
+		-drive "file=$work/root.qcow2,if=virtio,format=qcow2,cache=unsafe" \
+		-drive "file=$work/lab.raw,if=virtio,format=raw,cache=unsafe" \
+		-nic user,restrict=on,model=virtio-net-pci -device virtio-rng-pci &
+	qemu=$!
+	(sleep "$limit" && say "the guest takes longer than $limit s: giving up" && kill "$qemu") &
+	watchdog=$!
+	follow "$qemu" "$out/console.log" || true
+	wait "$qemu" || status=$?
+	kill "$watchdog" 2>/dev/null || true
+	return "$status"
+}
+
+# Counts what the runs printed. A run that did not end well counts as failed, whatever it printed.
+results() {
+	local status=0 name package arguments
+	while read -r name package arguments; do
+		[ -n "$package" ] || continue
+		if [ ! -s "$out/$name.log" ]; then
+			printf '{"Action":"fail","Package":"%s","Test":"%s was not run"}\n' "$package" "$name"
+			continue
+		fi
+		go tool test2json -t -p "$package" <"$out/$name.log"
+		if [ "$(cat "$out/$name.exit" 2>/dev/null)" != 0 ] && ! grep -a -q -- '--- FAIL' "$out/$name.log"; then
+			printf '{"Action":"output","Package":"%s","Test":"%s","Output":"%s ended without a result\\n"}\n' "$package" "$name" "$name"
+			printf '{"Action":"fail","Package":"%s","Test":"%s"}\n' "$package" "$name"
+		fi
+	done < <(runs) | go run ./test/summary || status=1
+	return "$status"
+}
+
+work=$(mktemp -d /var/tmp/croft-lab.XXXXXX)
+trap 'rm -rf "$work"' EXIT
+rm -rf "$out"
+mkdir -p "$out"
+packaging/deb.sh "$(git describe --tags --always --dirty 2>/dev/null || echo 0.0.0)" >/dev/null
+say "package: $(basename build/croft_*_amd64.deb)"
+from=$(image)
+disk "$work"
+say "booting the lab guest"
+boot "$from" "$work" || say "the guest did not power off by itself: see $out/console.log"
+debugfs -R "rdump /out $work" "$work/lab.raw" 2>/dev/null
+cp -r "$work/out/." "$out/"
+status=0
+results || status=$?
+say "console, journals and outputs are in $out"
+exit "$status"
