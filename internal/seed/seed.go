@@ -88,6 +88,9 @@ func (s Seed) files() map[string]string {
 // isoSize is room for the largest user-data that the API takes (1 MiB), and the file system.
 const isoSize = 4 << 20
 
+// volumeLabel is what NoCloud looks for, filled with spaces as ECMA-119, 8.4.8 has it.
+const volumeLabel = "cidata                          "
+
 // WriteISO writes the seed as an ISO 9660 image with the label "cidata", owned by owner. It replaces one that is there.
 func (s Seed) WriteISO(path string, owner int) error {
 	work := path + ".new"
@@ -116,7 +119,7 @@ func (s Seed) WriteISO(path string, owner int) error {
 	if !ok {
 		return fmt.Errorf("seed disk is of type %T", fs)
 	}
-	if err := iso.Finalize(iso9660.FinalizeOptions{RockRidge: true, VolumeIdentifier: "cidata"}); err != nil {
+	if err := iso.Finalize(iso9660.FinalizeOptions{RockRidge: true, VolumeIdentifier: volumeLabel}); err != nil {
 		return fmt.Errorf("finish the seed disk: %w", err)
 	}
 	if err := d.Close(); err != nil {
