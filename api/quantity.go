@@ -135,6 +135,16 @@ func (b Bytes) String() string {
 	return formatUnits(int64(b), []unit{{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}}, "B")
 }
 
+// Approx writes the amount rounded to a tenth of the largest binary unit that it fills, for people: "1.4GiB".
+func (b Bytes) Approx() string {
+	for _, u := range []unit{{"PiB", 1 << 50}, {"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}} {
+		if int64(b) >= u.factor {
+			return strings.TrimSuffix(fmt.Sprintf("%.1f", float64(b)/float64(u.factor)), ".0") + u.suffix
+		}
+	}
+	return fmt.Sprintf("%dB", int64(b))
+}
+
 // String writes whole CPUs as a number and the rest in thousandths.
 func (c MilliCPU) String() string {
 	if c%1000 == 0 {

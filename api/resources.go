@@ -15,7 +15,7 @@ type Network struct {
 type NetworkSpec struct {
 	Subnets []Subnet `json:"subnets,omitempty" doc:"Subnets; one IPv4 subnet today. Default: a free /24 of 10.0.0.0/8."`
 	NAT     *bool    `json:"nat,omitempty" default:"true" doc:"Translate the servers' addresses to the host's on the way out of the uplink."`
-	MTU     int      `json:"mtu,omitempty" default:"1500" minimum:"0" maximum:"9216"`
+	MTU     int      `json:"mtu,omitempty" positive:"true" default:"1500" minimum:"0" maximum:"9216"`
 	DNS     DNS      `json:"dns,omitzero"`
 }
 

@@ -37,7 +37,7 @@ type ServerSpec struct {
 
 	CPU    CPU     `json:"cpu,omitzero"`
 	Memory Memory  `json:"memory,omitzero"`
-	PIDs   int64   `json:"pids,omitempty" doc:"Most processes and threads at a time." default:"4096"`
+	PIDs   int64   `json:"pids,omitempty" positive:"true" doc:"Most processes and threads at a time." default:"4096"`
 	Disk   Disk    `json:"disk,omitzero" doc:"Root disk."`
 	Ports  []Port  `json:"ports,omitempty" doc:"Attachments to networks; at most one today."`
 	Grants []Grant `json:"grants,omitempty" doc:"Host resources and privileges handed to the guest; each must be allowed to the tenant by the operator."`
@@ -66,23 +66,23 @@ const (
 
 // CPU divides the host's processors: what is always given, what is never exceeded, and the share of the rest.
 type CPU struct {
-	Count       int      `json:"count,omitempty" default:"1" minimum:"0" maximum:"1024" doc:"Virtual CPUs that the guest sees."`
-	Entitlement MilliCPU `json:"entitlement,omitempty" doc:"CPU that the server always gets when it asks for it; what admission counts. Default: 100m for each virtual CPU."`
-	Cap         MilliCPU `json:"cap,omitempty" doc:"CPU that the server never exceeds. Default: count."`
-	Weight      int      `json:"weight,omitempty" minimum:"0" maximum:"10000" doc:"Share of what is left once all entitlements are met. Default: in proportion to the entitlement."`
+	Count       int      `json:"count,omitempty" positive:"true" default:"1" minimum:"0" maximum:"1024" doc:"Virtual CPUs that the guest sees."`
+	Entitlement MilliCPU `json:"entitlement,omitempty" positive:"true" doc:"CPU that the server always gets when it asks for it; what admission counts. Default: 100m for each virtual CPU."`
+	Cap         MilliCPU `json:"cap,omitempty" positive:"true" doc:"CPU that the server never exceeds. Default: count."`
+	Weight      int      `json:"weight,omitempty" positive:"true" minimum:"0" maximum:"10000" doc:"Share of what is left once all entitlements are met. Default: in proportion to the entitlement."`
 	Dedicated   bool     `json:"dedicated,omitempty" doc:"Whole host CPUs for this server alone, as many as count. Needs the grant dedicated-cpu."`
 }
 
 // Memory divides the host's memory.
 type Memory struct {
-	Limit       Bytes `json:"limit,omitempty" default:"512MiB" doc:"Memory that the guest sees and never exceeds."`
-	Reservation Bytes `json:"reservation,omitempty" doc:"Memory that is kept for the server under pressure; what admission counts, with the engine's overhead. Default: limit."`
+	Limit       Bytes `json:"limit,omitempty" positive:"true" default:"512MiB" doc:"Memory that the guest sees and never exceeds."`
+	Reservation Bytes `json:"reservation,omitempty" positive:"true" doc:"Memory that is kept for the server under pressure; what admission counts, with the engine's overhead. Default: limit."`
 	HugePages   bool  `json:"hugePages,omitempty" doc:"Back the guest's memory with huge pages. Needs the grant huge-pages."`
 }
 
 // Disk is the root disk.
 type Disk struct {
-	Size      Bytes `json:"size,omitempty" doc:"Size. Default: 10GiB, or the image's own size where that is larger."`
+	Size      Bytes `json:"size,omitempty" positive:"true" doc:"Size. Default: 10GiB, or the image's own size where that is larger."`
 	ReadIOPS  int64 `json:"readIOPS,omitempty" doc:"Most reads a second; 0 is no limit."`
 	WriteIOPS int64 `json:"writeIOPS,omitempty" doc:"Most writes a second; 0 is no limit."`
 	ReadRate  Bytes `json:"readRate,omitempty" doc:"Most bytes read a second; 0 is no limit."`

@@ -2,9 +2,11 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"reflect"
 	"strings"
 	"time"
 
@@ -24,10 +26,14 @@ type parsed[T fmt.Stringer] struct {
 }
 
 func (p *parsed[T]) Set(s string) (err error) {
-	*p.to, err = p.parse(s)
+	if *p.to, err = p.parse(s); err == nil && isZero(*p.to) {
+		return errors.New("it must be more than 0; leave the flag out for the default")
+	}
 	p.set = true
 	return err
 }
+
+func isZero[T any](v T) bool { return reflect.ValueOf(v).IsZero() }
 
 func (p *parsed[T]) Type() string { return p.kind }
 
@@ -77,6 +83,11 @@ func (k *kind[T, S]) createServer() *cobra.Command {
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			for _, name := range []string{"cpus", "weight", "pids"} {
+				if flag := cmd.Flags().Lookup(name); flag.Changed && flag.Value.String() == "0" {
+					return usagef("--%s must be more than 0; leave the flag out for the default", name)
+				}
+			}
 			spec, err := f.build(args[1:])
 			if err != nil {
 				return err

@@ -100,6 +100,9 @@ func adviceFor(p *api.Problem, cmd *cobra.Command) string {
 	case api.CodeQuota:
 		return "croft tenant show shows the quota and what is used of it"
 	case api.CodeForbidden:
+		if len(p.Errors) > 0 { // what a tenant asks for; who asks is not the matter
+			return "the operator allows it with: croft tenant edit TENANT (spec.grants); croft tenant show TENANT tells what is allowed"
+		}
 		return "the operator may do this: run the command as root"
 	case api.CodeUnavailable:
 		return "try again in a moment; the daemon's log has the reason (journalctl -u croft)"

@@ -23,7 +23,7 @@ func (a *app) imageCommand() *cobra.Command {
 		row: func(_ style, i *api.Image) []string {
 			digest := strings.TrimPrefix(i.Status.Digest, "sha256:")
 			return []string{
-				i.Name, orDash(models(i)), orDash(i.Status.Format), readable(i.Status.Size), yesNo(i.Spec.Shared), fmt.Sprint(i.Status.Users),
+				i.Name, orDash(models(i)), orDash(i.Status.Format), i.Status.Size.Approx(), yesNo(i.Spec.Shared), fmt.Sprint(i.Status.Users),
 				orDash(digest[:min(12, len(digest))]), age(i.Created),
 			}
 		},
@@ -33,7 +33,7 @@ func (a *app) imageCommand() *cobra.Command {
 			p.put("Models", models(i))
 			p.put("Format", i.Status.Format)
 			p.put("Source", i.Status.Source)
-			p.put("Size", readable(i.Status.Size))
+			p.put("Size", i.Status.Size.Approx())
 			p.put("Least disk", zeroEmpty(i.Status.MinDisk))
 			p.put("Digest", i.Status.Digest)
 			p.put("Servers", fmt.Sprint(i.Status.Users))
@@ -127,7 +127,7 @@ func openUpload(cmd *cobra.Command, path string, i *client.Import, line *progres
 		i.Progress = func(sent int64) {
 			if time.Since(last) > 100*time.Millisecond || sent == i.Size {
 				last = time.Now()
-				line.say(fmt.Sprintf("sending %d%% of %s", sent*100/max(i.Size, 1), readable(api.Bytes(i.Size))))
+				line.say(fmt.Sprintf("sending %d%% of %s", sent*100/max(i.Size, 1), api.Bytes(i.Size).Approx()))
 			}
 		}
 	}

@@ -121,20 +121,45 @@ func article(noun string) string {
 }
 
 func (k *kind[T, S]) showCommand() *cobra.Command {
+	use, args := "show NAME", exactly("NAME")
+	if k.singular == "host" {
+		use, args = "show [NAME]", atMostOne
+	}
 	return &cobra.Command{
-		Use: "show NAME", Short: "Show " + article(k.singular), Args: exactly("NAME"), ValidArgsFunction: k.names,
+		Use: use, Short: "Show " + article(k.singular), Args: args, ValidArgsFunction: k.names,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := k.of()
 			if err != nil {
 				return err
 			}
-			t, err := r.Get(cmd.Context(), args[0])
+			var t *T
+			if len(args) == 0 {
+				t, err = k.only(cmd.Context(), r)
+			} else {
+				t, err = r.Get(cmd.Context(), args[0])
+			}
 			if err != nil {
 				return err
 			}
 			return k.printOne(cmd, t)
 		},
 	}
+}
+
+// only is the one resource that there is.
+func (k *kind[T, S]) only(ctx context.Context, r *client.Resource[T, S]) (*T, error) {
+	var found []*T
+	var names []string
+	for t, err := range r.List(ctx, client.ListOptions{}) {
+		if err != nil {
+			return nil, err
+		}
+		found, names = append(found, t), append(names, k.meta(t).Name)
+	}
+	if len(found) != 1 {
+		return nil, usagef("NAME is missing: there are %d %s: %s", len(found), k.plural, strings.Join(names, ", "))
+	}
+	return found[0], nil
 }
 
 // printOne writes one resource in the form that was asked for.

@@ -116,8 +116,8 @@ func (a *app) hostCommand() *cobra.Command {
 			s := &h.Status
 			return []string{
 				h.Name, st.phase(hostPhase(h)), fmt.Sprint(s.Allocated.Servers), (s.Allocatable.CPU - s.Allocated.CPU).String() + "/" + s.Allocatable.CPU.String(),
-				readable(s.Allocatable.Memory-s.Allocated.Memory) + "/" + readable(s.Allocatable.Memory),
-				readable(s.Allocatable.Disk-s.Allocated.Disk) + "/" + readable(s.Allocatable.Disk), engines(s.Engines), age(h.Created),
+				(s.Allocatable.Memory - s.Allocated.Memory).Approx() + "/" + s.Allocatable.Memory.Approx(),
+				(s.Allocatable.Disk - s.Allocated.Disk).Approx() + "/" + s.Allocatable.Disk.Approx(), engines(s.Engines), age(h.Created),
 			}
 		},
 		show: showHost,
@@ -150,8 +150,8 @@ func showHost(st style, p *pairs, h *api.Host) {
 	p.put("Cgroups", s.Cgroups)
 	p.put("Booted", age(s.Booted)+" ago")
 	p.put("CPU", fmt.Sprintf("%s of %s promised, machine has %s", s.Allocated.CPU, s.Allocatable.CPU, s.Capacity.CPU))
-	p.put("Memory", fmt.Sprintf("%s of %s promised, machine has %s", readable(s.Allocated.Memory), readable(s.Allocatable.Memory), readable(s.Capacity.Memory)))
-	p.put("Disk", fmt.Sprintf("%s of %s promised, machine has %s", readable(s.Allocated.Disk), readable(s.Allocatable.Disk), readable(s.Capacity.Disk)))
+	p.put("Memory", fmt.Sprintf("%s of %s promised, machine has %s", s.Allocated.Memory.Approx(), s.Allocatable.Memory.Approx(), s.Capacity.Memory.Approx()))
+	p.put("Disk", fmt.Sprintf("%s of %s promised, machine has %s", s.Allocated.Disk.Approx(), s.Allocatable.Disk.Approx(), s.Capacity.Disk.Approx()))
 	for _, e := range s.Engines {
 		text := st.paint(green, "available")
 		if !e.Available {
@@ -180,7 +180,7 @@ func (a *app) tenantCommand() *cobra.Command {
 			u, q := &t.Status, &t.Spec.Quota
 			return []string{
 				t.Name, orDash(t.Spec.Parent), of(fmt.Sprint(u.Used.Servers), q.Servers), of(u.Used.CPU.String(), q.CPU),
-				of(readable(u.Used.Memory), q.Memory), of(readable(u.Used.Disk), q.Disk), of(fmt.Sprint(u.Networks), q.Networks),
+				of(u.Used.Memory.Approx(), q.Memory), of(u.Used.Disk.Approx(), q.Disk), of(fmt.Sprint(u.Networks), q.Networks),
 				of(fmt.Sprint(u.Images), q.Images), age(t.Created),
 			}
 		},
@@ -189,8 +189,8 @@ func (a *app) tenantCommand() *cobra.Command {
 			p.put("Parent", t.Spec.Parent)
 			p.put("Servers", of(fmt.Sprint(u.Used.Servers), q.Servers))
 			p.put("CPU", of(u.Used.CPU.String(), q.CPU))
-			p.put("Memory", of(readable(u.Used.Memory), q.Memory))
-			p.put("Disk", of(readable(u.Used.Disk), q.Disk))
+			p.put("Memory", of(u.Used.Memory.Approx(), q.Memory))
+			p.put("Disk", of(u.Used.Disk.Approx(), q.Disk))
 			p.put("Networks", of(fmt.Sprint(u.Networks), q.Networks))
 			p.put("Images", of(fmt.Sprint(u.Images), q.Images))
 			for _, g := range t.Spec.Grants {

@@ -11,8 +11,6 @@ import (
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
-
-	"github.com/croftproject/croft/api"
 )
 
 // style paints text where there is a terminal to show it, and NO_COLOR (no-color.org) does not forbid it.
@@ -126,20 +124,6 @@ func orDash(s string) string {
 		return "-"
 	}
 	return s
-}
-
-// readable writes an amount rounded for people: 1.4GiB.
-func readable(b api.Bytes) string {
-	units := []struct {
-		factor api.Bytes
-		name   string
-	}{{api.TiB, "TiB"}, {api.GiB, "GiB"}, {api.MiB, "MiB"}, {api.KiB, "KiB"}}
-	for _, u := range units {
-		if b >= u.factor {
-			return strings.TrimSuffix(fmt.Sprintf("%.1f", float64(b)/float64(u.factor)), ".0") + u.name
-		}
-	}
-	return fmt.Sprintf("%dB", int64(b))
 }
 
 // print writes v as JSON or YAML.

@@ -78,8 +78,8 @@ func (a *app) showUsage(cmd *cobra.Command, all bool, home string) error {
 	t.add(header...)
 	for _, u := range usage {
 		row := []string{
-			u.Server, fmt.Sprintf("%.1f%%", float64(u.CPU)/10), time.Duration(u.CPUTime).Round(100 * time.Millisecond).String(), readable(u.Memory),
-			fmt.Sprint(u.PIDs), readable(u.Read), readable(u.Written), readable(u.RxBytes), readable(u.TxBytes),
+			u.Server, fmt.Sprintf("%.1f%%", float64(u.CPU)/10), time.Duration(u.CPUTime).Round(100 * time.Millisecond).String(), u.Memory.Approx(),
+			fmt.Sprint(u.PIDs), u.Read.Approx(), u.Written.Approx(), u.RxBytes.Approx(), u.TxBytes.Approx(),
 		}
 		if all {
 			row = append([]string{u.Tenant}, row...)

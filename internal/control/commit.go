@@ -209,9 +209,17 @@ func describe(short []api.Shortage) string {
 		if i > 0 {
 			out += "; "
 		}
-		out += fmt.Sprintf("%s: %s asked of %s, %s free, %s short", s.Resource, s.Asked, s.Where, s.Free, s.Short)
+		out += fmt.Sprintf("%s: %s asked of %s, %s free, %s short", s.Resource, approx(s.Resource, s.Asked), s.Where, approx(s.Resource, s.Free), approx(s.Resource, s.Short))
 	}
 	return out
+}
+
+// approx rounds an amount of bytes for people; the exact one is in the problem's shortages.
+func approx(resource, amount string) string {
+	if b, err := api.ParseBytes(amount); err == nil && (resource == "memory" || resource == "disk") {
+		return b.Approx()
+	}
+	return amount
 }
 
 // tenantKnown refuses tenants that there are not; the empty one is all.

@@ -133,8 +133,16 @@ func checkText(t reflect.Type, v any, at string, fields *[]api.FieldError) {
 	switch v := v.(type) {
 	case map[string]any:
 		for name, value := range v {
-			if ft := memberType(t, name); ft != nil {
-				checkText(ft, value, at+"/"+escape(name), fields)
+			ft, positive := member(t, name)
+			if ft == nil {
+				continue
+			}
+			before := len(*fields)
+			checkText(ft, value, at+"/"+escape(name), fields)
+			if positive && len(*fields) == before && isZero(ft, value) {
+				*fields = append(*fields, api.FieldError{
+					Pointer: at + "/" + escape(name), Code: api.CodeInvalid, Message: "must be more than 0; leave it out for the default",
+				})
 			}
 		}
 	case []any:
@@ -155,19 +163,30 @@ func textMessage(err error) string {
 	return err.Error()
 }
 
-// memberType is the type of an object's member; nil where t has none of that name.
-func memberType(t reflect.Type, name string) reflect.Type {
+// isZero tells whether a value that t can take is its zero, which would be read as left out.
+func isZero(t reflect.Type, v any) bool {
+	encoded, err := json.Marshal(v)
+	if err != nil {
+		return false
+	}
+	out := reflect.New(t)
+	return v != nil && json.Unmarshal(encoded, out.Interface()) == nil && out.Elem().IsZero()
+}
+
+// member is the type of an object's member, and whether it must be more than zero where it is given; nil where t has none
+// of that name.
+func member(t reflect.Type, name string) (of reflect.Type, positive bool) {
 	switch t.Kind() {
 	case reflect.Map:
-		return t.Elem()
+		return t.Elem(), false
 	case reflect.Struct:
 		for _, f := range reflect.VisibleFields(t) {
 			if tag, _, _ := strings.Cut(f.Tag.Get("json"), ","); tag == name {
-				return f.Type
+				return f.Type, f.Tag.Get("positive") == "true"
 			}
 		}
 	}
-	return nil
+	return nil, false
 }
 
 // checkForm refuses what would be read differently by different readers, or be costly to read: names given twice,
