@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/croftproject/croft/api"
@@ -94,6 +95,7 @@ type Agent struct {
 	ioDev   [2]int64   // block device below the pool
 	usage   sync.Mutex // one reading of usages at a time
 	rates   rates
+	halting atomic.Bool // the host goes down
 
 	mu       sync.Mutex
 	ctx      context.Context // of Run

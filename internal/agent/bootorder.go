@@ -116,8 +116,10 @@ func (a *Agent) afterReboot(ctx context.Context, m *machine, rec *state.Server) 
 		return
 	}
 	err := m.update(func(l *local) {
+		if l.Handle != nil { // it ran when the host went down
+			l.Exit = &api.Exit{Code: -1, Reason: exitLost, Time: a.Now()}
+		}
 		l.BootID, l.Handle, l.InRow, l.NextStart = "", nil, 0, time.Time{}
-		l.Exit = &api.Exit{Code: -1, Reason: exitLost, Time: a.Now()}
 		if rec.Spec.Autostart.Policy == api.AutostartNever {
 			l.Held, l.Failure = true, ""
 		}

@@ -36,6 +36,9 @@ func (a *Agent) reconcile(ctx context.Context, id string) (time.Duration, error)
 		}
 	}
 	w, again := decide(rec, &l, g, a.Now())
+	if a.halting.Load() && w != wantDeleted {
+		w, again = wantStopped, 0
+	}
 	if w == wantRunning || w == wantPaused {
 		if wait := a.boot.wait(id, a.Now()); wait > 0 && g == guestNone {
 			return wait, nil

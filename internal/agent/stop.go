@@ -78,7 +78,12 @@ func (a *Agent) release(ctx context.Context, m *machine) error {
 	}
 	m.setGuest(nil, nil)
 	m.watched = nil
-	return m.update(func(l *local) { l.Handle, l.Spec, l.BootID = nil, nil, "" })
+	return m.update(func(l *local) {
+		l.Handle, l.Spec = nil, nil
+		if !a.halting.Load() { // else the next daemon is to see that the host was rebooted: afterReboot
+			l.BootID = ""
+		}
+	})
 }
 
 // clean removes what engines may have left of the server. Which engine began it is remembered; where it is not, all are

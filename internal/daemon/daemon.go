@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -50,17 +52,46 @@ type Daemon struct {
 	socket  net.Listener
 }
 
-// Run runs a daemon until ctx ends. Guests go on.
-func Run(ctx context.Context, o Options) error {
+// Run runs a daemon until asked ends. Guests go on, unless the host goes down: then they are stopped before.
+func Run(asked context.Context, o Options) error {
 	if err := o.complete(); err != nil {
 		return err
 	}
 	d := &Daemon{o: o, group: groupOf(o.StateDir)}
 	defer d.close()
+	ctx, stop := context.WithCancel(context.WithoutCancel(asked))
+	defer stop()
+	opening := context.AfterFunc(asked, stop)
 	if err := d.open(ctx); err != nil {
 		return err
 	}
+	if opening() {
+		defer context.AfterFunc(asked, func() { d.leave(ctx); stop() })()
+	}
 	return d.serve(ctx)
+}
+
+// leave is what a daemon does before it ends.
+func (d *Daemon) leave(ctx context.Context) {
+	notify(d.o.Logger, "STOPPING=1")
+	if !hostGoesDown(ctx) {
+		return
+	}
+	d.o.Logger.Info("the host goes down: stopping servers")
+	if err := d.agent.Halt(ctx); err != nil {
+		d.o.Logger.Error("stop servers", "error", err)
+	}
+}
+
+// hostGoesDown asks the service manager that started the daemon, if one did, whether the machine is being shut down.
+func hostGoesDown(ctx context.Context) bool {
+	if os.Getenv("NOTIFY_SOCKET") == "" {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	out, _ := exec.CommandContext(ctx, "systemctl", "is-system-running").Output() // its exit code tells less than its word
+	return strings.TrimSpace(string(out)) == "stopping"
 }
 
 // open makes the parts, in the order in which they need each other; what takes long and needs nothing goes on at once.
@@ -199,7 +230,6 @@ func (d *Daemon) serve(ctx context.Context) (err error) {
 	notify(d.o.Logger, "READY=1")
 	d.o.Logger.Info("ready", "version", d.o.Version, "host", d.o.Host, "socket", SocketOf(d.o.RunDir), "state", d.o.StateDir)
 	<-ctx.Done()
-	notify(d.o.Logger, "STOPPING=1")
 	closing, done := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer done()
 	if d.server.Shutdown(closing) != nil { // watches and streams stay open for as long as they are read
