@@ -26,7 +26,7 @@ type kernel struct {
 func (k kernel) image() string { return filepath.Join(k.dir, "boot", "vmlinuz-"+k.version) }
 
 // fetchKernel downloads and unpacks the kernel, unless this version is in the cache. Where the archive can't be reached,
-// a cached kernel of another version does.
+// a cached kernel of another version does, or one that is installed on the host.
 func fetchKernel(ctx context.Context, o Options) (kernel, error) {
 	cache := filepath.Join(o.CacheDir, "kernel")
 	if err := os.MkdirAll(cache, 0o755); err != nil {
@@ -97,9 +97,12 @@ func field(text []byte, name string) string {
 	return ""
 }
 
-// anyKernel is the newest kernel in the cache.
+// anyKernel is the newest kernel in the cache, or else of the host's.
 func anyKernel(cache string) (kernel, bool) {
 	images, _ := filepath.Glob(filepath.Join(cache, "*", "boot", "vmlinuz-*"))
+	if len(images) == 0 {
+		images, _ = filepath.Glob("/boot/vmlinuz-*-cloud-amd64")
+	}
 	if len(images) == 0 {
 		return kernel{}, false
 	}
