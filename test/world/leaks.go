@@ -8,14 +8,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 )
-
-func lockThread() { runtime.LockOSThread() }
 
 // Leaks lists what is left of the host besides its state: processes, mounts, namespaces, devices, control groups, loop
 // devices, files of servers. After the last server was deleted and the keeper has ended there must be nothing.

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -40,6 +41,7 @@ type World struct {
 	Outside  netip.Addr // address of the machine outside; the host's uplink leads to it
 
 	binary string
+	args   []string
 	env    []string
 	mu     sync.Mutex
 	daemon *exec.Cmd
@@ -49,10 +51,25 @@ type World struct {
 
 // Options of a world.
 type Options struct {
-	Env    []string // for the daemon
-	Images string   // state directory whose images and cache are shared; empty: none
-	// Base is the directory that the state directory is made below; empty: a temporary one.
+	Env  []string // for the daemon, after those of the test
+	Args []string // for `croft daemon`, after the directories
+	// Binary is the program to start as the daemon; empty: the product, which CROFT_BIN names.
+	Binary string
+	// Base is the directory that the state directory is made below; empty: /var/tmp.
 	Base string
+}
+
+// cache is where downloaded packages are kept, for all tests, so that they are fetched once.
+const cache = "/var/tmp/croft-test-cache"
+
+// Binary is the product, or the reason to skip.
+func Binary(t testing.TB) string {
+	t.Helper()
+	binary := os.Getenv("CROFT_BIN")
+	if binary == "" {
+		t.Skip("CROFT_BIN does not name the program: run `make test`")
+	}
+	return binary
 }
 
 // New makes a host and starts its daemon. It ends with the test, and everything of it is removed then; a guest, mount,
@@ -62,9 +79,9 @@ func New(t testing.TB, o Options) *World {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it makes namespaces, control groups and devices")
 	}
-	binary := os.Getenv("CROFT_BIN")
-	if binary == "" {
-		t.Skip("CROFT_BIN does not name the program: run `make test`")
+	product := Binary(t)
+	if o.Binary == "" {
+		o.Binary = product
 	}
 	// Paths of sockets are short, so the directories are, too.
 	base := o.Base
@@ -75,13 +92,9 @@ func New(t testing.TB, o Options) *World {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &World{StateDir: filepath.Join(dir, "state"), RunDir: "/run/" + filepath.Base(dir), binary: binary, env: o.Env}
-	if err := os.MkdirAll(w.StateDir, 0o711); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(dir, 0o711); err != nil {
-		t.Fatal(err)
-	}
+	w := &World{StateDir: filepath.Join(dir, "state"), RunDir: "/run/" + filepath.Base(dir), binary: o.Binary, args: o.Args, env: o.Env}
+	must(t, errors.Join(os.MkdirAll(w.StateDir, 0o711), os.Chmod(dir, 0o711), os.MkdirAll(cache, 0o711)))
+	must(t, os.Symlink(cache, filepath.Join(w.StateDir, "cache")))
 	t.Cleanup(func() {
 		if err := errors.Join(os.RemoveAll(dir), os.RemoveAll(w.RunDir)); err != nil {
 			t.Errorf("remove the host's directories: %v", err)
@@ -102,7 +115,8 @@ func (w *World) Socket() string { return filepath.Join(w.RunDir, "croft.sock") }
 // Start starts the daemon, and returns when it answers.
 func (w *World) Start(t testing.TB) {
 	t.Helper()
-	c := exec.Command(w.binary, "daemon", "--state-dir", w.StateDir, "--run-dir", w.RunDir, "--netns", w.NetNS, "--host", "test")
+	args := []string{"daemon", "--state-dir", w.StateDir, "--run-dir", w.RunDir, "--netns", w.NetNS, "--host", "test"}
+	c := exec.Command(w.binary, append(args, w.args...)...)
 	c.Env = append(os.Environ(), w.env...)
 	ready := newWatcher(`"msg":"ready"`)
 	c.Stdout, c.Stderr = io.MultiWriter(w, ready), io.MultiWriter(w, ready)
@@ -399,7 +413,7 @@ func NewNetNS(t testing.TB, name string) netns.NsHandle {
 	done := make(chan error, 1)
 	var ns netns.NsHandle
 	go func() { // on a thread that ends with it: it is in the new namespace afterwards
-		lockThread()
+		runtime.LockOSThread()
 		var err error
 		ns, err = netns.NewNamed(name)
 		done <- err
