@@ -31,7 +31,7 @@ func (a *Agent) prepare(m *machine, rec *state.Server) error {
 		return err
 	}
 	return m.update(func(l *local) {
-		l.Engine = rec.Engine
+		l.Engine, l.Torn = rec.Engine, false
 		if l.IDBase == 0 {
 			l.IDBase = a.takeBase(m.id)
 		}

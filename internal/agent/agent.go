@@ -105,6 +105,7 @@ type Agent struct {
 	machines map[string]*machine
 	accel    map[string]string // accelerator, by engine
 	bases    map[uint32]string // id ranges in use
+	left     map[string]bool   // servers of which an earlier daemon left something
 	seen     chan struct{}     // closed once the first list of records was taken in
 	watchers sync.WaitGroup
 }
@@ -207,6 +208,9 @@ func (a *Agent) leftovers(ctx context.Context) ([]string, error) {
 	for _, id := range append(volumes, groups...) {
 		found[id] = true
 	}
+	a.mu.Lock()
+	a.left = found
+	a.mu.Unlock()
 	ids := make([]string, 0, len(found))
 	for id := range found {
 		ids = append(ids, id)
@@ -229,6 +233,7 @@ func (a *Agent) machineOf(id string) (*machine, error) {
 	if l == nil {
 		l = &local{ID: id}
 	}
+	m.torn = l.Torn
 	if l.IDBase != 0 {
 		a.bases[l.IDBase] = id
 	}
@@ -237,10 +242,18 @@ func (a *Agent) machineOf(id string) (*machine, error) {
 	return m, nil
 }
 
+// known tells whether the host has, or may have, anything of a server.
+func (a *Agent) known(id string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.machines[id] != nil || a.left[id]
+}
+
 func (a *Agent) forget(m *machine) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.machines, m.id)
+	delete(a.left, m.id)
 	if a.bases[m.local.IDBase] == m.id {
 		delete(a.bases, m.local.IDBase)
 	}

@@ -56,10 +56,14 @@ func (s step) String() string { return stepNames[s] }
 // stages are steps in order; the steps of one stage do not depend on each other and are done at the same time.
 type stages [][]step
 
-// plan tells the way from what there is to what is wanted. It ends early where the guest must do something first (end,
-// after a shutdown): the next plan goes on from there.
-func plan(w want, g guestState, recorded bool) stages {
+// plan tells the way from what there is to what is wanted. torn tells that nothing but the volume is left of the last
+// run, recorded that the control plane knows the server. The plan ends early where the guest must do something first
+// (end, after a shutdown): the next one goes on from there.
+func plan(w want, g guestState, torn, recorded bool) stages {
 	parts := stages{{stepClean}, {stepUnport, stepClose, stepUncgroup}}
+	if torn && g == guestNone {
+		parts = nil
+	}
 	switch w {
 	case wantRunning, wantPaused:
 		switch {

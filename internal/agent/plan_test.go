@@ -37,10 +37,23 @@ func TestPlan(t *testing.T) {
 		{"delete a stopped one", wantDeleted, guestNone, append(append(stages{}, parts...), deletion...)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if diff := cmp.Diff(c.want, plan(c.w, c.g, true)); diff != "" {
+			if diff := cmp.Diff(c.want, plan(c.w, c.g, false, true)); diff != "" {
 				t.Errorf("plan (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// Of a server that holds nothing but its volume, nothing is taken down a second time.
+func TestPlanOfWhatIsTorn(t *testing.T) {
+	if p := plan(wantStopped, guestNone, true, true); p != nil {
+		t.Errorf("stopped: %v", p)
+	}
+	if diff := cmp.Diff(stages{{stepDelete}, {stepGone}}, plan(wantDeleted, guestNone, true, true)); diff != "" {
+		t.Errorf("deleted (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(stages{{stepDelete}}, plan(wantDeleted, guestNone, true, false)); diff != "" {
+		t.Errorf("an orphan (-want +got):\n%s", diff)
 	}
 }
 

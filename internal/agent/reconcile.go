@@ -16,29 +16,18 @@ import (
 // reconcile brings one server closer to what is wanted.
 func (a *Agent) reconcile(ctx context.Context, id string) (time.Duration, error) {
 	rec, revision, ours := a.record(id)
-	if !ours {
+	if !ours || rec == nil && !a.known(id) {
 		return 0, nil
 	}
 	m, err := a.machineOf(id)
 	if err != nil {
 		return 0, err
 	}
-	if m.state() == guestEnded {
-		if err := a.noteEnd(ctx, m, rec); err != nil {
-			return 0, err
-		}
+	g, err := a.observe(ctx, m, rec)
+	if err != nil {
+		return 0, err
 	}
-	g := m.state()
-	l := m.remembered()
-	if acknowledge(rec, &l, g) {
-		if err := m.update(func(kept *local) { acknowledge(rec, kept, g) }); err != nil {
-			return 0, err
-		}
-	}
-	w, again := decide(rec, &l, g, a.Now())
-	if a.halting.Load() && w != wantDeleted {
-		w, again = wantStopped, 0
-	}
+	w, again := a.wanted(m, rec, g)
 	if w == wantRunning || w == wantPaused {
 		if wait := a.boot.wait(id, a.Now()); wait > 0 && g == guestNone {
 			return wait, nil
@@ -46,37 +35,77 @@ func (a *Agent) reconcile(ctx context.Context, id string) (time.Duration, error)
 	} else {
 		a.boot.done(id)
 	}
-	if g == guestNone && w == wantStopped && m.torn {
-		a.report(m, rec, revision, w)
-		return again, nil
-	}
 	if w != wantStopped || g != guestNone {
 		a.report(m, rec, revision, w)
 	}
-	if wait, err := a.do(ctx, m, rec, plan(w, g, rec != nil)); err != nil {
+	if wait, err := a.do(ctx, m, rec, plan(w, g, m.torn, rec != nil)); err != nil {
 		return a.failed(ctx, m, rec, revision, w, err)
 	} else if wait > 0 {
 		return wait, nil
 	}
-	m.torn = m.state() == guestNone && (w == wantStopped || w == wantDeleted || g == guestEnded)
 	if w == wantDeleted {
 		if m.state() == guestNone {
 			a.forget(m)
 		}
 		return 0, nil
 	}
+	return again, a.settle(ctx, m, rec, revision, w, g)
+}
+
+// observe tells what there is of the server's guest, and takes note of an end and of what was asked since.
+func (a *Agent) observe(ctx context.Context, m *machine, rec *state.Server) (guestState, error) {
+	if m.state() == guestEnded {
+		if err := a.noteEnd(ctx, m, rec); err != nil {
+			return guestEnded, err
+		}
+	}
+	g := m.state()
+	l := m.remembered()
+	if !acknowledge(rec, &l, g) {
+		return g, nil
+	}
+	return g, m.update(func(l *local) { acknowledge(rec, l, g) })
+}
+
+// wanted is what is wanted of the server now; while the host goes down, that it stops.
+func (a *Agent) wanted(m *machine, rec *state.Server, g guestState) (want, time.Duration) {
+	l := m.remembered()
+	w, again := decide(rec, &l, g, a.Now())
+	if a.halting.Load() && w != wantDeleted {
+		return wantStopped, 0
+	}
+	return w, again
+}
+
+// settle is the end of a run whose plan was carried out from g on: changes of the spec are carried over to a running
+// guest, and the server is woken where a next plan goes on.
+func (a *Agent) settle(ctx context.Context, m *machine, rec *state.Server, revision int64, w want, g guestState) error {
 	now := m.state()
+	if now == guestNone {
+		if err := a.tear(m); err != nil {
+			return err
+		}
+	}
 	if now == guestRunning || now == guestPaused {
-		a.boot.done(id)
+		a.boot.done(m.id)
 		if err := a.resize(ctx, m, rec); err != nil {
-			return 0, err
+			return err
 		}
 	}
 	if w == wantPaused && now == guestRunning || now == guestEnded || g == guestEnded {
-		a.loop.Wake(id) // a next plan goes on
+		a.loop.Wake(m.id)
 	}
 	a.report(m, rec, revision, w)
-	return again, nil
+	return nil
+}
+
+// tear takes note that nothing but the volume is left of a server's last run.
+func (a *Agent) tear(m *machine) error {
+	if m.torn {
+		return nil
+	}
+	m.torn = true
+	return m.update(func(l *local) { l.Torn = true })
 }
 
 // do carries out a plan. A wait of more than zero says that the guest must do something first.
@@ -160,10 +189,10 @@ func (a *Agent) failed(ctx context.Context, m *machine, rec *state.Server, revis
 		return 0, cause
 	}
 	a.metrics.failure(m.id)
-	if _, err := a.do(ctx, m, rec, plan(wantStopped, guestNone, true)); err != nil {
+	if _, err := a.do(ctx, m, rec, plan(wantStopped, guestNone, false, true)); err != nil {
 		a.Logger.Error("undo a start that failed", "server", m.id, "error", err)
-	} else {
-		m.torn = true
+	} else if err := a.tear(m); err != nil {
+		return 0, errors.Join(cause, err)
 	}
 	hopeless := errors.Is(cause, engine.ErrUnsupported) || errors.Is(cause, image.ErrBad)
 	var delay time.Duration
