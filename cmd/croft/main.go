@@ -31,6 +31,7 @@ func main() {
 			os.Exit(outcome(uml.Confine(os.Args[2:])))
 		}
 	}
+	cli.Version = version
 	root := cli.New()
 	root.AddCommand(daemonCommand())
 	os.Exit(cli.Execute(context.Background(), root, os.Args[1:], os.Stdin, os.Stdout, os.Stderr))

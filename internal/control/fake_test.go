@@ -46,7 +46,7 @@ func fakeEngines() []Engine {
 
 func fakeStatus() api.HostStatus {
 	return api.HostStatus{Phase: "ready", Seen: time.Now(), Engines: []api.EngineStatus{
-		{Name: "qemu", Model: api.ModelFull, Available: true, Accelerator: "tcg", Abilities: []string{"pause"}},
+		{Name: "qemu", Model: api.ModelFull, Available: true, Accelerator: "tcg", Abilities: []string{"pause"}, Grants: []string{"directory"}},
 		{Name: "uml", Model: api.ModelPara, Available: true},
 		{Name: "microvm", Model: api.ModelPara, Available: true, Accelerator: "tcg", Abilities: []string{"pause"}},
 		{Name: "runc", Model: api.ModelOS, Available: true, Abilities: []string{"exec", "pause", "resize"},

@@ -115,7 +115,7 @@ func checkSpec(f *faults, s *api.ServerSpec) {
 	between(f, "/spec/disk/writeRate", s.Disk.WriteRate, 1, most)
 	checkPorts(f, s.Ports)
 	for i, g := range s.Grants {
-		checkGrant(f, fmt.Sprintf("/spec/grants/%d", i), g)
+		checkGrant(f, fmt.Sprintf("/spec/grants/%d", i), s.Model, g)
 	}
 	if len(s.Grants) > 32 {
 		f.add("/spec/grants", "has %d grants, and may have 32", len(s.Grants))
@@ -168,7 +168,10 @@ func checkPorts(f *faults, ports []api.Port) {
 var capability = regexp.MustCompile(`^CAP_[A-Z_]{2,40}$`)
 var pciAddress = regexp.MustCompile(`^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$`)
 
-func checkGrant(f *faults, at string, g api.Grant) {
+// mountTag is what a virtual machine may know a granted directory by, other than a path. Engines have rules of their own.
+var mountTag = regexp.MustCompile(`^[A-Za-z0-9][-A-Za-z0-9._]{0,30}$`)
+
+func checkGrant(f *faults, at string, m api.Model, g api.Grant) {
 	absolute := func(pointer, p string) {
 		if !path.IsAbs(p) || path.Clean(p) != p || !printable(p) || len(p) > 1024 || strings.ContainsAny(p, ",:") {
 			f.add(pointer, "%s is no plain absolute path", quote(p))
@@ -177,7 +180,7 @@ func checkGrant(f *faults, at string, g api.Grant) {
 	switch g.Kind {
 	case api.GrantDirectory:
 		absolute(at+"/source", g.Source)
-		if g.Target != "" {
+		if g.Target != "" && (m == api.ModelOS || !mountTag.MatchString(g.Target)) {
 			absolute(at+"/target", g.Target)
 		}
 		if g.Target == "/" {

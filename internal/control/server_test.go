@@ -82,6 +82,7 @@ func TestBadServers(t *testing.T) {
 		"unknown grant":       {"", grant(api.Grant{Kind: "root"}), api.CodeInvalid, "/spec/grants/0/kind"},
 		"grant of ..":         {"", grant(api.Grant{Kind: api.GrantDirectory, Source: "/srv/../etc"}), api.CodeInvalid, "/spec/grants/0/source"},
 		"grant of relative":   {"", grant(api.Grant{Kind: api.GrantDirectory, Source: "srv"}), api.CodeInvalid, "/spec/grants/0/source"},
+		"grant at a tag":      {"", grant(api.Grant{Kind: api.GrantDirectory, Source: "/srv", Target: "data"}), api.CodeInvalid, "/spec/grants/0/target"},
 		"grant over root":     {"", grant(api.Grant{Kind: api.GrantDirectory, Source: "/srv", Target: "/"}), api.CodeInvalid, "/spec/grants/0/target"},
 		"grant of a file":     {"", grant(api.Grant{Kind: api.GrantDevice, Source: "/etc/shadow"}), api.CodeInvalid, "/spec/grants/0/source"},
 		"grant of no cap":     {"", grant(api.Grant{Kind: api.GrantCapability, Source: "all"}), api.CodeInvalid, "/spec/grants/0/source"},
@@ -332,6 +333,9 @@ func TestGrants(t *testing.T) {
 	w.must(create("b", directory("/srv/data/x")))
 	problem(t, create("c", directory("/srv/database")), api.CodeForbidden, "/spec/grants/0")
 	problem(t, create("c", directory("/")), api.CodeForbidden, "/spec/grants/0")
+	w.must(create("tag", func(s *api.ServerSpec) { // what a virtual machine mounts by is no path
+		s.Model, s.Grants = api.ModelFull, []api.Grant{{Kind: api.GrantDirectory, Source: "/srv/data", Target: "data"}}
+	}))
 	w.must(create("d", func(s *api.ServerSpec) { s.CPU.Dedicated, s.CPU.Count = true, 3 }))
 	if cpus := w.ix.tables[kindServer].named("acme", "d"); !cmp.Equal(w.ix.servers[cpus.meta.ID].v.CPUs, []int{5, 6, 7}) {
 		t.Errorf("%+v", w.ix.servers[cpus.meta.ID].v)

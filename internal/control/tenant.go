@@ -112,7 +112,7 @@ func checkTenant(ix *index, t *state.Tenant) error {
 				f.add(at+"/source", "%s is no plain absolute path", quote(a.Source))
 			}
 		default:
-			checkGrant(&f, at, api.Grant{Kind: a.Kind, Source: a.Source})
+			checkGrant(&f, at, api.ModelOS, api.Grant{Kind: a.Kind, Source: a.Source})
 		}
 	}
 	if len(t.Spec.Grants) > 256 {
