@@ -20,6 +20,13 @@ func (a *Agent) resize(ctx context.Context, m *machine, rec *state.Server) error
 	}
 	next := *l.Spec
 	next.CPU, next.Memory, next.PIDs, next.Disk = rec.Spec.CPU, rec.Spec.Memory, rec.Spec.PIDs, rec.Spec.Disk
+	applied := *rec
+	if next.Memory.Limit > l.Spec.Memory.Limit { // room first, for a guest that takes it at once
+		applied.Spec = next
+		if err := a.divider.admit(m.id, &applied, a.engines[rec.Engine]); err != nil {
+			return fmt.Errorf("change limits: %w", err)
+		}
+	}
 	if err := a.resizable(ctx, m, l.Spec, &next); err != nil {
 		if !errors.Is(err, engine.ErrUnsupported) {
 			return err
@@ -30,7 +37,6 @@ func (a *Agent) resize(ctx context.Context, m *machine, rec *state.Server) error
 	} else {
 		a.status.waiting(m.id, "")
 	}
-	applied := *rec
 	applied.Spec = next
 	if err := a.divider.admit(m.id, &applied, a.engines[rec.Engine]); err != nil {
 		return fmt.Errorf("change limits: %w", err)

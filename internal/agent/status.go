@@ -65,6 +65,10 @@ func (a *Agent) report(m *machine, rec *state.Server, revision int64, w want) {
 		if kept, err := a.Keeper.Get(context.Background(), m.id); err == nil {
 			st.Ready = kept.Ready
 		}
+		// A process on the host's kernel is userspace from its start; what else it would print is not known.
+		if _, b := m.guestOf(); b != nil && b.Boot.Ready == "" && rec.Spec.Model == api.ModelOS {
+			st.Ready = l.Started
+		}
 	} else {
 		st.Started = time.Time{}
 	}
