@@ -89,6 +89,11 @@ func (e *Engine) launch(ctx context.Context, m *engine.Machine) (*Guest, error) 
 	if err := checkIDs(status.PID, m.IDs); err != nil && host.UserNS != "" {
 		return nil, err
 	}
+	if saved.System {
+		if err := freeConsole(ctx, status.PID); err != nil {
+			return nil, err
+		}
+	}
 	return e.guest(m, saved, status), nil
 }
 
