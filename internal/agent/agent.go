@@ -50,6 +50,10 @@ type Keeper interface {
 	Attach(ctx context.Context, id string, resize <-chan keeper.WinSize) (io.ReadWriteCloser, error)
 }
 
+// ProbeGroup is the name of the control group, beside those of servers, in which engines try guests. It is no server's:
+// an agent that took it for a leftover would end the trial, and the engine would seem not to work.
+const ProbeGroup = "probe"
+
 // Cgroups are the control groups of this host's servers.
 type Cgroups interface {
 	Set(name string, l cgroup.Limits) error
@@ -208,6 +212,7 @@ func (a *Agent) leftovers(ctx context.Context) ([]string, error) {
 	for _, id := range append(volumes, groups...) {
 		found[id] = true
 	}
+	delete(found, ProbeGroup)
 	a.mu.Lock()
 	a.left = found
 	a.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/cgroup"
 	"github.com/croftproject/croft/internal/engine/fake"
 	"github.com/croftproject/croft/internal/state"
 )
@@ -203,7 +204,12 @@ func TestAdoptsWhatRunsAndRemovesWhatIsUnknown(t *testing.T) {
 	if err := h.Gone(t.Context(), "c"); err != nil { // its record is lost
 		t.Fatal(err)
 	}
-	h.agent()
+	if err := (memGroups{h}).Set(ProbeGroup, cgroup.Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	if a, _ := h.agent(); a.known(ProbeGroup) {
+		t.Error("the group in which engines try guests was taken for a server's")
+	}
 	h.waitFor("b", "running again", func(s *state.Status) bool { return s.Phase == api.PhaseRunning && s.Restarts == 1 })
 	if st := h.phase("a", api.PhaseRunning); !st.Started.Equal(first.Started) {
 		t.Error("an adopted guest was started anew")

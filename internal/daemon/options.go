@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/croftproject/croft/internal/agent"
 	"github.com/croftproject/croft/internal/cgroup"
 	"github.com/croftproject/croft/internal/engine"
 	"github.com/croftproject/croft/internal/engine/oci"
@@ -108,7 +109,7 @@ func (o *Options) product(k *keeper.Client, groups *cgroup.Tree, group string) [
 		return err == nil && u.OOMKills > 0
 	}}
 	return []engine.Engine{
-		oci.New(oci.Options{Runtime: o.OCIRuntime, Keeper: k, Root: filepath.Join(o.RunDir, "oci"), Cgroup: group + "/probe"}),
+		oci.New(oci.Options{Runtime: o.OCIRuntime, Keeper: k, Root: filepath.Join(o.RunDir, "oci"), Cgroup: group + "/" + agent.ProbeGroup}),
 		qemu.NewMicroVM(k, vm),
 		uml.New(uml.Config{Keeper: k, Groups: groups}),
 		qemu.NewFull(k, vm),
