@@ -22,8 +22,8 @@ import (
 // probeIDs is the range that the probe's guest runs with; nothing of it stays.
 var probeIDs = engine.IDRange{Base: 1 << 30, Size: 65536}
 
-// probeTime is how long the probe may take in all.
-const probeTime = 10 * time.Second
+// probeTime is how long the probe may take in all, on a host that has just booted and does much else.
+const probeTime = time.Minute
 
 // Probe runs a guest that does nothing, with everything that a real one has: user namespace, control groups, seccomp,
 // mounts. See engine.Engine.

@@ -166,8 +166,8 @@ func (e *Engine) known(ctx context.Context) (host, error) {
 	return found, nil
 }
 
-// probeLimit is how long a halted QEMU may take to answer.
-const probeLimit = 10 * time.Second
+// probeLimit is how long a halted QEMU may take to answer, on a host that has just booted and does much else.
+const probeLimit = time.Minute
 
 func (e *Engine) findHost(ctx context.Context) (host, error) {
 	binary, err := exec.LookPath(e.options.Binary)

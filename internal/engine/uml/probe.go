@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	probeLimit = 10 * time.Second
+	probeLimit = time.Minute
 	probeUser  = 65534 // nobody: the probe's process owns nothing
 	probeMem   = "mem=32M"
 )
