@@ -71,8 +71,8 @@ disk() {
 
 # Follows a log until the process ends, and shows the guest's progress.
 follow() {
-	tail -n +1 --pid="$1" -F "$2" 2>/dev/null | tr -d '\r' | grep -a --line-buffered -E '^(lab: |--- |    --- )' |
-		while read -r line; do say "${line#lab: }"; done
+	tail -n +1 --pid="$1" -F "$2" 2>/dev/null | sed -u -n 's/\r$//; s/^lab: //p; /^--- /p' |
+		while read -r line; do say "$line"; done
 }
 
 boot() {
@@ -81,10 +81,10 @@ boot() {
 	: >"$out/console.log"
 	qemu-system-x86_64 -name croft-lab -accel tcg,thread=multi -cpu EPYC,+svm -M q35 -smp 2 -m "$memory" \
 		-nodefaults -no-user-config -display none -serial "file:$out/console.log" \
-		-kernel "$from/vmlinuz" -initrd "$from/initrd.img" -append "root=/dev/vda rw console=ttyS0 quiet loglevel=4" \
+		-kernel "$from/vmlinuz" -initrd "$from/initrd.img" -append "root=/dev/vda rw console=ttyS0 loglevel=4" \
 		-drive "file=$work/root.qcow2,if=virtio,format=qcow2,cache=unsafe" \
 		-drive "file=$work/lab.raw,if=virtio,format=raw,cache=unsafe" \
-		-nic user,restrict=on,model=virtio-net-pci -device virtio-rng-pci &
+		-nic user,restrict=on,model=virtio-net-pci -device virtio-rng-pci 2>"$out/qemu.log" &
 	qemu=$!
 	(sleep "$limit" && say "the guest takes longer than $limit s: giving up" && kill "$qemu") &
 	watchdog=$!

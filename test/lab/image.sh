@@ -31,6 +31,8 @@ include=$(IFS=,; echo "${packages[*]}")
 mmdebstrap --quiet --mode=root --variant=minbase --include="$include" \
 	--dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
 	--dpkgopt='path-include=/usr/share/doc/croft/*' \
+	--essential-hook='mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d" && printf "MODULES=list\n" >"$1/etc/initramfs-tools/conf.d/lab"' \
+	--essential-hook='printf "%s\n" virtio_pci virtio_blk ext4 crc32c_generic >"$1/usr/share/initramfs-tools/modules.d/lab"' \
 	"$suite" "$tree"
 
 cat >"$tree/etc/systemd/system/croft-lab.service" <<'UNIT'

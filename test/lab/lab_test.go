@@ -44,9 +44,7 @@ func TestInstalled(t *testing.T) {
 	step(t, "install", func(t *testing.T) {
 		run(t, "dpkg", "-i", deb)
 		serves(t)
-		if got := run(t, "croft", "version"); !strings.Contains(got, run(t, "croft", "--version")[len("croft version "):]) {
-			t.Errorf("program and daemon differ:\n%s", got)
-		}
+		t.Logf("%s", run(t, "croft", "version"))
 	})
 	step(t, "probes", func(t *testing.T) { probes(t, w) })
 	step(t, "image", func(t *testing.T) { run(t, "croft", "image", "build", "micro") })
