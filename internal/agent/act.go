@@ -21,7 +21,7 @@ import (
 const (
 	idRange   = 65536
 	firstBase = 16 * idRange
-	lastBase  = 60000 * idRange
+	lastBase  = 28000 * idRange // below 2^31, and below the ids of the sandbox of images
 )
 
 // prepare makes the server's directories and gives it an id range of its own.
@@ -96,7 +96,11 @@ func (a *Agent) makeRoot(ctx context.Context, m *machine, rec *state.Server) err
 	if content.App != nil {
 		return nil
 	}
-	s := seed.Render(rec.Meta, rec.Spec.Guest)
+	macs := make([]string, len(rec.Ports))
+	for i, p := range rec.Ports {
+		macs[i] = p.MAC
+	}
+	s := seed.Render(rec.Meta, rec.Spec.Guest, macs)
 	if e.Traits().Seed {
 		if !content.CloudInit {
 			return nil

@@ -21,16 +21,17 @@ type Seed struct {
 	Hostname string
 	MetaData string
 	UserData string
-	Network  string // network-config, version 2: DHCP on every interface
+	Network  string // network-config, version 2: DHCP on every port
 	Resolv   string // resolv.conf(5) of a guest whose network the host sets up; empty: the guest writes it
 }
 
-// Render makes the seed of a server. Guest may be nil: then it holds the host name only.
-func Render(m api.Meta, g *api.Guest) Seed {
+// Render makes the seed of a server whose ports have these MAC addresses. Guest may be nil: then it holds the host name
+// only.
+func Render(m api.Meta, g *api.Guest, macs []string) Seed {
 	if g == nil {
 		g = &api.Guest{}
 	}
-	s := Seed{Hostname: g.Hostname, UserData: g.UserData, Network: networkConfig}
+	s := Seed{Hostname: g.Hostname, UserData: g.UserData, Network: networkConfig(macs)}
 	if s.Hostname == "" {
 		s.Hostname = m.Name
 	}
@@ -41,12 +42,15 @@ func Render(m api.Meta, g *api.Guest) Seed {
 	return s
 }
 
-const networkConfig = `version: 2
-ethernets:
-  all:
-    match: {name: "e*"}
-    dhcp4: true
-`
+// networkConfig has every port configured by DHCP. Ports are told by their MAC addresses: what a device is called
+// differs from engine to engine.
+func networkConfig(macs []string) string {
+	ethernets := map[string]any{}
+	for i, mac := range macs {
+		ethernets[fmt.Sprintf("port%d", i)] = map[string]any{"match": map[string]any{"macaddress": mac}, "dhcp4": true}
+	}
+	return document(map[string]any{"version": 2, "ethernets": ethernets})
+}
 
 func cloudConfig(hostname string, g *api.Guest) map[string]any {
 	out := map[string]any{"hostname": hostname, "preserve_hostname": false}

@@ -17,7 +17,10 @@ func TestRender(t *testing.T) {
 	s := Render(meta, &api.Guest{
 		SSHKeys: []string{"ssh-ed25519 AAAA a@b"},
 		Users:   []api.GuestUser{{Name: "ops", Sudo: true, SSHKeys: []string{"ssh-ed25519 BBBB"}}},
-	})
+	}, []string{"52:54:00:00:00:01"})
+	if !strings.Contains(s.Network, "macaddress: \"52:54:00:00:00:01\"") && !strings.Contains(s.Network, "macaddress: 52:54:00:00:00:01") {
+		t.Errorf("network-config:\n%s", s.Network)
+	}
 	if !strings.HasPrefix(s.UserData, "#cloud-config\n") {
 		t.Errorf("user-data begins %q", s.UserData)
 	}
@@ -32,17 +35,17 @@ func TestRender(t *testing.T) {
 	if got.Hostname != "web" || len(got.Keys) != 1 || len(got.Users) != 2 || got.Users[0] != "default" {
 		t.Errorf("%+v", got)
 	}
-	if own := Render(meta, &api.Guest{UserData: "#!/bin/sh\ntrue\n", Hostname: "other"}); own.UserData != "#!/bin/sh\ntrue\n" || own.Hostname != "other" {
+	if own := Render(meta, &api.Guest{UserData: "#!/bin/sh\ntrue\n", Hostname: "other"}, nil); own.UserData != "#!/bin/sh\ntrue\n" || own.Hostname != "other" {
 		t.Errorf("%+v", own)
 	}
-	if none := Render(meta, nil); none.Hostname != "web" || !strings.Contains(none.MetaData, "instance-id: 01abc") {
+	if none := Render(meta, nil, nil); none.Hostname != "web" || !strings.Contains(none.MetaData, "instance-id: 01abc") {
 		t.Errorf("%+v", none)
 	}
 }
 
 func TestWriteISO(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "seed.iso")
-	want := Render(meta, nil)
+	want := Render(meta, nil, nil)
 	for range 2 { // it replaces what is there
 		if err := want.WriteISO(path, os.Getuid()); err != nil {
 			t.Fatal(err)
@@ -72,7 +75,7 @@ func TestWriteISO(t *testing.T) {
 
 func TestWriteTree(t *testing.T) {
 	tree, outside := t.TempDir(), t.TempDir()
-	s := Render(meta, nil)
+	s := Render(meta, nil, nil)
 	s.Resolv = "nameserver 10.0.0.1\n"
 	if err := s.WriteTree(tree, os.Getuid(), true); err != nil {
 		t.Fatal(err)
@@ -108,7 +111,7 @@ func TestResolverOfTheGuestsOwnStays(t *testing.T) {
 	if err := os.Symlink("../run/resolve/resolv.conf", link); err != nil {
 		t.Fatal(err)
 	}
-	s := Render(meta, nil)
+	s := Render(meta, nil, nil)
 	s.Resolv = "nameserver 10.0.0.1\n"
 	if err := s.WriteTree(tree, os.Getuid(), false); err != nil {
 		t.Fatal(err)
