@@ -80,7 +80,8 @@ type opened struct {
 func (c *Client) hold(l opened) {
 	defer close(c.over)
 	for {
-		stop := context.AfterFunc(c.ctx, func() { l.conn.Close() })
+		conn := l.conn // what runs after the end may run late, when l is another link or none
+		stop := context.AfterFunc(c.ctx, func() { conn.Close() })
 		c.receive(l)
 		stop()
 		c.mu.Lock()
