@@ -74,8 +74,19 @@ func reportProblem(w io.Writer, label string, p *api.Problem) {
 		fmt.Fprintf(w, "  %s: %s\n", f.Pointer, f.Message)
 	}
 	for _, s := range p.Short {
-		fmt.Fprintf(w, "  %s on %s: asked %s, free %s, short by %s\n", s.Resource, s.Where, s.Asked, s.Free, s.Short)
+		if strings.Contains(p.Detail, fmt.Sprintf("%s: %s asked of %s,", s.Resource, amount(s, s.Asked), s.Where)) {
+			continue // the daemon's sentence says it already
+		}
+		fmt.Fprintf(w, "  %s on %s: asked %s, free %s, short by %s\n", s.Resource, s.Where, amount(s, s.Asked), amount(s, s.Free), amount(s, s.Short))
 	}
+}
+
+// amount rounds sizes for people.
+func amount(s api.Shortage, exact string) string {
+	if b, err := api.ParseBytes(exact); err == nil && (s.Resource == "memory" || s.Resource == "disk") {
+		return b.Approx()
+	}
+	return exact
 }
 
 // adviceFor is what to do about a problem.

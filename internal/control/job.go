@@ -309,7 +309,7 @@ func (c *Control) enter(ctx context.Context, m *making, content image.Content) e
 		done := *r.v
 		done.Status = api.JobStatus{Phase: api.JobDone, Step: "done", Progress: 100, Finished: c.o.Now().UTC()}
 		d.put(state.Jobs+m.job.ID, &done)
-		c.event(d, m.who, kindImage, &img.Meta, "Created", "%s, %s, for %v", content.Format, content.Size, content.Models)
+		c.event(d, m.who, kindImage, &img.Meta, "Created", "%s, %s, for %v", content.Format, content.Size.Approx(), content.Models)
 		return nil
 	})
 	if err != nil {
