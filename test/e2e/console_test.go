@@ -44,6 +44,10 @@ func attach(t testing.TB, w *world.World, name string) *shell {
 		cancel()
 	}()
 	t.Cleanup(s.detach)
+	// What is typed before the shell has set its terminal up would be lost.
+	if s.await(`:~# `, world.Patience) == nil {
+		t.Fatalf("the console of %s shows no prompt:\n%s", name, s.text())
+	}
 	return s
 }
 

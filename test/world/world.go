@@ -277,7 +277,13 @@ func (w *World) Run(t testing.TB, name string, spec api.ServerSpec) *api.Server 
 // Ready waits until a server's userspace is up.
 func (w *World) Ready(t testing.TB, name string) *api.Server {
 	t.Helper()
-	return w.Wait(t, name, "ready", func(s *api.Server) bool { return s.Status.Phase == api.PhaseRunning && !s.Status.Ready.IsZero() })
+	return w.ReadyOf(t, Tenant, name)
+}
+
+// ReadyOf is Ready for a server of any tenant.
+func (w *World) ReadyOf(t testing.TB, tenant, name string) *api.Server {
+	t.Helper()
+	return w.waitOf(t, tenant, name, "ready", func(s *api.Server) bool { return s.Status.Phase == api.PhaseRunning && !s.Status.Ready.IsZero() })
 }
 
 // Phase waits until a server is in a phase.
@@ -289,10 +295,15 @@ func (w *World) Phase(t testing.TB, name string, p api.Phase) *api.Server {
 // Wait follows a server until ok. A server that failed, where that is not what is waited for, fails the test at once.
 func (w *World) Wait(t testing.TB, name, what string, ok func(*api.Server) bool) *api.Server {
 	t.Helper()
+	return w.waitOf(t, Tenant, name, what, ok)
+}
+
+func (w *World) waitOf(t testing.TB, tenant, name, what string, ok func(*api.Server) bool) *api.Server {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), Patience)
 	defer cancel()
 	var last *api.Server
-	for c, err := range w.Servers(Tenant).Watch(ctx, client.ListOptions{}, 0) {
+	for c, err := range w.Servers(tenant).Watch(ctx, client.ListOptions{}, 0) {
 		if err != nil {
 			break
 		}
@@ -308,7 +319,7 @@ func (w *World) Wait(t testing.TB, name, what string, ok func(*api.Server) bool)
 			break
 		}
 	}
-	t.Fatalf("%s never came to be %s: %s\nconsole:\n%s", name, what, describe(last), tail(w.Console(name), 4096))
+	t.Fatalf("%s never came to be %s: %s\nconsole:\n%s", name, what, describe(last), tail(w.consoleOf(tenant, name), 4096))
 	return nil
 }
 
@@ -320,10 +331,12 @@ func describe(s *api.Server) string {
 }
 
 // Console is what a server has printed.
-func (w *World) Console(name string) string {
+func (w *World) Console(name string) string { return w.consoleOf(Tenant, name) }
+
+func (w *World) consoleOf(tenant, name string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	log, err := w.Client.Log(ctx, Tenant, name, false)
+	log, err := w.Client.Log(ctx, tenant, name, false)
 	if err != nil {
 		return err.Error()
 	}
@@ -345,10 +358,16 @@ func (w *World) Output(t testing.TB, name string, args ...string) string {
 // Exec runs a command in an os server, and returns its exit code and what it prints.
 func (w *World) Exec(t testing.TB, name string, args ...string) (int, string) {
 	t.Helper()
+	return w.ExecOf(t, Tenant, name, args...)
+}
+
+// ExecOf is Exec in a server of any tenant.
+func (w *World) ExecOf(t testing.TB, tenant, name string, args ...string) (int, string) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), Patience)
 	defer cancel()
 	var out bytes.Buffer
-	code, err := w.Client.Exec(ctx, Tenant, name, client.Exec{Args: args, Stdout: &out, Stderr: &out})
+	code, err := w.Client.Exec(ctx, tenant, name, client.Exec{Args: args, Stdout: &out, Stderr: &out})
 	if err != nil {
 		t.Fatalf("%s in %s: %v", strings.Join(args, " "), name, err)
 	}
