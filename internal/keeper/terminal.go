@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openTerminal makes a pseudoterminal in raw mode (pty(7), termios(3): cfmakeraw) and returns its master.
+// openTerminal makes a pseudoterminal in raw mode (pty(7), termios(3): cfmakeraw, with nothing left of output processing) and returns its master.
 func openTerminal() (*os.File, error) {
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -22,7 +22,7 @@ func openTerminal() (*os.File, error) {
 	t, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err == nil {
 		t.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
-		t.Oflag &^= unix.OPOST
+		t.Oflag = 0 // not OPOST alone: QEMU sets it again on its standard output, and then every ONLCR would count
 		t.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
 		t.Cflag = t.Cflag&^(unix.CSIZE|unix.PARENB) | unix.CS8
 		t.Cc[unix.VMIN], t.Cc[unix.VTIME] = 1, 0
