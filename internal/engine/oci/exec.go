@@ -12,11 +12,13 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/creack/pty"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	"golang.org/x/term"
 
 	"github.com/croftproject/croft/internal/engine"
 )
@@ -215,7 +217,7 @@ func (s *session) runPipes() error {
 // runTerminal runs it on a terminal: the runtime passes it, and its size, on to the one that it makes in the guest.
 func (s *session) runTerminal() error {
 	s.cmd.Args = slices.Insert(s.cmd.Args, len(s.cmd.Args)-1, "--tty")
-	terminal, err := pty.StartWithSize(s.cmd, &pty.Winsize{Rows: s.size.Rows, Cols: s.size.Cols})
+	terminal, err := s.startOnTerminal()
 	if err != nil {
 		return err
 	}
@@ -235,6 +237,29 @@ func (s *session) runTerminal() error {
 	output.Wait()
 	terminal.Close()
 	return err
+}
+
+// startOnTerminal starts the command on a terminal that passes everything on as it is, from the first byte: the one in the
+// guest does the echo and the line ends.
+func (s *session) startOnTerminal() (*os.File, error) {
+	master, slave, err := pty.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer slave.Close()
+	if _, err = term.MakeRaw(int(slave.Fd())); err == nil {
+		err = pty.Setsize(master, &pty.Winsize{Rows: s.size.Rows, Cols: s.size.Cols})
+	}
+	if err == nil {
+		s.cmd.Stdin, s.cmd.Stdout, s.cmd.Stderr = slave, slave, slave
+		s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+		err = s.cmd.Start()
+	}
+	if err != nil {
+		master.Close()
+		return nil, err
+	}
+	return master, nil
 }
 
 // firstSize is the size that is known already, else the usual one.

@@ -127,6 +127,7 @@ func (e *Engine) tryGuest(ctx context.Context, dir string) error {
 		defer cancel()
 		_ = e.runtime.remove(undo, m.ID)
 		_ = e.removeGroup(undo, m.Cgroup)
+		_ = e.groups.remove(e.cgroup)
 		_ = b.remove()
 	}()
 	err = e.runtime.do(ctx, "run", "--bundle", string(b), m.ID)
@@ -137,7 +138,7 @@ func (e *Engine) tryGuest(ctx context.Context, dir string) error {
 	case err == nil:
 		return errors.New("a trial guest did not run, though the runtime says so")
 	}
-	if closed := unsearchable(m.Root.Path); closed != "" {
+	if closed := unsearchable(m.Root.Path, m.IDs.Base); closed != "" {
 		return fmt.Errorf("guests' users can't enter directory %s: give it mode o+x (%w)", closed, err)
 	}
 	return fmt.Errorf("a trial guest does not run: %w", err)
