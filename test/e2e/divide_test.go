@@ -102,7 +102,7 @@ func testCPU(t *testing.T, w *world.World) {
 func testLimits(t *testing.T, w *world.World) {
 	spec := small(api.ModelOS, "runc")
 	spec.PIDs = 20
-	spec.Disk.Size = 64 * api.MiB
+	spec.Disk.Size = 128 * api.MiB
 	s := w.Run(t, "limits", spec)
 	code, out := w.Exec(t, s.Name, "sh", "-c", "for i in $(seq 40); do sleep 1000 & done; wait")
 	if code == 0 {
@@ -111,7 +111,7 @@ func testLimits(t *testing.T, w *world.World) {
 	w.Exec(t, s.Name, "killall", "sleep")
 	code, out = w.Exec(t, s.Name, "dd", "if=/dev/zero", "of=/root/big", "bs=1M", "count=200")
 	if code == 0 {
-		t.Errorf("200 MiB were written to a disk of 64MiB: %s", out)
+		t.Errorf("200 MiB were written to a disk of 128MiB: %s", out)
 	}
 	w.Output(t, s.Name, "rm", "/root/big")
 	for _, where := range []string{"/sys/kernel/uevent_helper", "/proc/sys/kernel/hostname", "/proc/sysrq-trigger"} {

@@ -222,7 +222,7 @@ func events(t *testing.T, w *world.World, id string, reasons ...string) {
 			t.Fatalf("list events: %v", err)
 		}
 		if e.ObjectID == id {
-			told = append(told, e.Reason)
+			told = append([]string{e.Reason}, told...) // the newest comes first
 		}
 	}
 	at := 0

@@ -101,7 +101,7 @@ func (w *World) groups() (left []string) {
 		rel, _ := filepath.Rel("/sys/fs/cgroup", path)
 		parts := strings.Split(rel, string(filepath.Separator))
 		for i, p := range parts {
-			if p == parent && i < len(parts)-1 {
+			if p == parent+"-probe" || p == parent && i < len(parts)-1 {
 				left = append(left, "control group "+path)
 				return fs.SkipDir
 			}

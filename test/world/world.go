@@ -315,7 +315,7 @@ func (w *World) waitOf(t testing.TB, tenant, name, what string, ok func(*api.Ser
 		if ok(last) {
 			return last
 		}
-		if last.Status.Phase == api.PhaseFailed {
+		if last.Status.Phase == api.PhaseFailed && last.Status.Observed >= last.Revision {
 			break
 		}
 	}
