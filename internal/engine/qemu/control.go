@@ -20,7 +20,7 @@ func (l *life) control(ctx context.Context, act func(*qmp.Client) error) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerLimit)
 	defer cancel()
-	client, err := qmp.Dial(ctx, l.paths.control, nil)
+	client, err := dialQMP(ctx, l.paths.control, l.user, nil)
 	if err != nil {
 		return err
 	}

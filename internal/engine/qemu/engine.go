@@ -6,14 +6,15 @@
 // Both use KVM where package accel finds that it runs guests, and QEMU's translator (TCG) where it doesn't.
 //
 // QEMU runs through the keeper, as a user of the machine's own, in an empty network namespace, with its seccomp sandbox
-// on. The machine's serial port is QEMU's standard input and output: the keeper's terminal. In RunDir, which belongs to
-// that user, QEMU makes its sockets:
+// on. The machine's serial port is QEMU's standard input and output: the keeper's terminal. RunDir holds
 //
-//	control  QMP; whoever has something to say connects, says it and leaves, so that nobody holds up another
-//	events   QMP; the daemon listens here for as long as it lives
-//	vnc      RFB (qemu only)
-//	stderr   what QEMU complained of
-//	asked    made by us: that the guest's end was asked for, so that a later daemon knows
+//	stderr     what QEMU complained of, in a file that the keeper opens for it
+//	asked      made by us: that the guest's end was asked for, so that a later daemon knows
+//	q/control  QMP; whoever has something to say connects, says it and leaves, so that nobody holds up another
+//	q/events   QMP; the daemon listens here for as long as it lives
+//	q/vnc      RFB (qemu only)
+//
+// Only q belongs to QEMU's user, and nothing in it is trusted: see dial.
 package qemu
 
 import (
@@ -109,13 +110,15 @@ func (e *Engine) Overhead(spec *api.ServerSpec) api.Bytes {
 }
 
 // paths of a machine's files.
-type paths struct{ control, events, vnc, stderr, asked, vars, log string }
+type paths struct{ sockets, control, events, vnc, stderr, asked, vars, log string }
 
 func pathsOf(m *engine.Machine) paths {
+	sockets := filepath.Join(m.RunDir, "q")
 	return paths{
-		control: filepath.Join(m.RunDir, "control"),
-		events:  filepath.Join(m.RunDir, "events"),
-		vnc:     filepath.Join(m.RunDir, "vnc"),
+		sockets: sockets,
+		control: filepath.Join(sockets, "control"),
+		events:  filepath.Join(sockets, "events"),
+		vnc:     filepath.Join(sockets, "vnc"),
 		stderr:  filepath.Join(m.RunDir, "stderr"),
 		asked:   filepath.Join(m.RunDir, "asked"),
 		vars:    filepath.Join(m.Dir, "efivars.fd"),

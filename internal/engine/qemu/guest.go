@@ -20,6 +20,7 @@ import (
 type life struct {
 	engine *Engine
 	id     string // machine
+	user   uint32 // that QEMU runs as
 	cgroup string
 	paths  paths
 	data   handleData
@@ -112,7 +113,7 @@ func (l *life) follow(ended <-chan struct{}) {
 
 // listen holds the connection for events. It is lost with QEMU, or with the daemon.
 func (l *life) listen(ctx context.Context, events *qmp.Events) {
-	client, err := qmp.Dial(ctx, l.paths.events, events)
+	client, err := dialQMP(ctx, l.paths.events, l.user, events)
 	if err != nil {
 		return // then the exit is judged without
 	}
@@ -216,7 +217,7 @@ func (l *life) Release(ctx context.Context) error {
 
 // Display connects to QEMU's RFB server.
 func (g displayed) Display(ctx context.Context) (net.Conn, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", g.paths.vnc)
+	conn, err := dial(ctx, g.paths.vnc, g.user)
 	if err != nil {
 		return nil, fmt.Errorf("display of %s: %w", g.id, err)
 	}

@@ -117,6 +117,21 @@ func TestDisplay(t *testing.T) {
 	}
 }
 
+// QEMU's user owns its sockets' directory only: what the daemon reads and marks lies beyond its reach.
+func TestRunDirIsNotQEMUs(t *testing.T) {
+	b := newBench(t)
+	m := b.tiny(t, "rundir", api.ModelFull)
+	if _, err := qemu.NewFull(b.keeper, qemu.Options{}).Launch(within(t, 20*time.Second), m); err != nil {
+		t.Fatal(err)
+	}
+	for path, owner := range map[string]uint32{m.RunDir: 0, m.RunDir + "/stderr": 0, m.RunDir + "/q": m.IDs.Base, m.RunDir + "/q/vnc": m.IDs.Base} {
+		var stat unix.Stat_t
+		if err := unix.Lstat(path, &stat); err != nil || stat.Uid != owner {
+			t.Errorf("%s belongs to %d, not %d: %v", path, stat.Uid, owner, err)
+		}
+	}
+}
+
 // Somebody who talks nonsense to QEMU, or holds its control connection, must not take the guest away from us for long.
 func TestNoiseOnTheControlSocket(t *testing.T) {
 	b := newBench(t)
@@ -125,7 +140,7 @@ func TestNoiseOnTheControlSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := net.Dial("unix", m.RunDir+"/control")
+	conn, err := net.Dial("unix", m.RunDir+"/q/control")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -73,7 +73,7 @@ func (e *Engine) launch(ctx context.Context, m *engine.Machine) (_ engine.Guest,
 	if err != nil {
 		return nil, err
 	}
-	if err := e.answers(ctx, m.ID, p, appears); err != nil {
+	if err := e.answers(ctx, m, p, appears); err != nil {
 		return nil, err
 	}
 	data.PID = status.PID
@@ -123,10 +123,7 @@ func (e *Engine) prepare(ctx context.Context, m *engine.Machine, p paths) error 
 	if err := p.removeRun(); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(m.RunDir, 0o711); err != nil {
-		return err
-	}
-	if err := os.Chown(m.RunDir, int(m.IDs.Base), int(m.IDs.Base)); err != nil {
+	if err := makeSockets(m, p); err != nil {
 		return err
 	}
 	if m.Spec.Firmware == api.FirmwareUEFI && e.machine.name == Full {
@@ -142,6 +139,20 @@ func (e *Engine) prepare(ctx context.Context, m *engine.Machine, p paths) error 
 		}
 	}
 	return ctx.Err()
+}
+
+// makeSockets makes the directory that QEMU's user owns, in RunDir, which it can only pass through.
+func makeSockets(m *engine.Machine, p paths) error {
+	if err := os.MkdirAll(m.RunDir, 0o711); err != nil {
+		return err
+	}
+	if err := os.Chmod(m.RunDir, 0o711); err != nil {
+		return err
+	}
+	if err := os.Mkdir(p.sockets, 0o700); err != nil {
+		return err
+	}
+	return os.Lchown(p.sockets, int(m.IDs.Base), int(m.IDs.Base))
 }
 
 // prepareVariables gives a new machine its own copy of the firmware's variables; one that has it keeps it.
@@ -200,10 +211,10 @@ func ownDevice(address string, user uint32) error {
 }
 
 // answers waits until QEMU greets, or has ended; then its complaint is the error.
-func (e *Engine) answers(ctx context.Context, id string, p paths, appears *watcher) error {
-	ended, made := e.keeper.Done(id), appears.made
+func (e *Engine) answers(ctx context.Context, m *engine.Machine, p paths, appears *watcher) error {
+	ended, made := e.keeper.Done(m.ID), appears.made
 	for {
-		client, err := qmp.Dial(ctx, p.control, nil)
+		client, err := dialQMP(ctx, p.control, m.IDs.Base, nil)
 		if err == nil {
 			return client.Close()
 		}
@@ -218,7 +229,7 @@ func (e *Engine) answers(ctx context.Context, id string, p paths, appears *watch
 		}
 		select {
 		case <-ended:
-			return e.startFailure(ctx, id, p)
+			return e.startFailure(ctx, m.ID, p)
 		case <-made:
 			made = nil
 		case <-retry:
@@ -281,7 +292,7 @@ func (e *Engine) adopt(m *engine.Machine, data handleData) *life {
 	if l := e.lives[m.ID]; l != nil && l.data.PID == data.PID {
 		return l
 	}
-	l := &life{engine: e, id: m.ID, cgroup: m.Cgroup, paths: pathsOf(m), data: data, done: make(chan struct{})}
+	l := &life{engine: e, id: m.ID, user: m.IDs.Base, cgroup: m.Cgroup, paths: pathsOf(m), data: data, done: make(chan struct{})}
 	e.lives[m.ID] = l
 	go l.follow(e.keeper.Done(m.ID))
 	return l
@@ -333,8 +344,8 @@ func (e *Engine) Clean(ctx context.Context, m *engine.Machine) error {
 
 // removeRun removes what a run leaves in RunDir.
 func (p paths) removeRun() error {
-	var err error
-	for _, path := range []string{p.control, p.events, p.vnc, p.stderr, p.asked} {
+	err := os.RemoveAll(p.sockets)
+	for _, path := range []string{p.stderr, p.asked} {
 		err = errors.Join(err, removeFile(path))
 	}
 	return err

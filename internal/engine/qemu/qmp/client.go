@@ -39,15 +39,6 @@ type Client struct {
 	done    chan struct{}
 }
 
-// Dial connects to QEMU's unix socket; see New.
-func Dial(ctx context.Context, path string, events *Events) (*Client, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("connect to QEMU: %w", err)
-	}
-	return New(ctx, conn, events)
-}
-
 // New takes QEMU's greeting on conn and negotiates, with out-of-band commands where QEMU offers them. events, if not
 // nil, gets every event from the beginning. The client owns conn from now on, even on error.
 func New(ctx context.Context, conn net.Conn, events *Events) (*Client, error) {

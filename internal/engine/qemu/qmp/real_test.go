@@ -3,6 +3,7 @@ package qmp
 import (
 	"context"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,7 +32,11 @@ func TestRealQEMU(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	events := NewEvents(10)
-	c, err := Dial(ctx, socket, events)
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := New(ctx, conn, events)
 	if err != nil {
 		t.Fatal(err)
 	}
