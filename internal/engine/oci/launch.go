@@ -182,17 +182,21 @@ func explain(m *engine.Machine, b bundle, err error) error {
 		return fmt.Errorf("start guest: %w", err)
 	}
 	if strings.Contains(said, "permission denied") {
-		if dir := unsearchable(m.Root.Path); dir != "" {
+		if dir := unsearchable(m.Root.Path, m.IDs.Base); dir != "" {
 			return fmt.Errorf("start guest: directory %s can't be entered by the guest's user: give it mode o+x (%s)", dir, said)
 		}
 	}
 	return fmt.Errorf("start guest: %s", said)
 }
 
-// unsearchable is the first directory on the way to path that other users can't enter; empty where there is none.
-func unsearchable(path string) string {
+// unsearchable is the first directory on the way to path that neither other users can enter nor the user's own group;
+// empty where there is none.
+func unsearchable(path string, user uint32) string {
 	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
-		if info, err := os.Stat(dir); err == nil && info.Mode().Perm()&0o001 == 0 {
+		var st unix.Stat_t
+		err := unix.Stat(dir, &st)
+		byGroup := st.Gid == user && st.Mode&0o010 != 0
+		if err == nil && st.Mode&0o001 == 0 && !byGroup {
 			return dir
 		}
 		if dir == filepath.Dir(dir) {

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/croftproject/croft/internal/engine"
 	"github.com/croftproject/croft/internal/engine/uml/mconsole"
 	"github.com/croftproject/croft/internal/keeper"
@@ -122,22 +124,24 @@ func (e *Engine) handOver(m *engine.Machine) error {
 		}
 	}
 	for _, p := range paths {
-		if err := passable(p); err != nil {
+		if err := passable(p, m.IDs.Base); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// passable checks that any user can get through to a path. It saves searching for the reason in the guest's log.
-func passable(p string) error {
+// passable checks that the guest's user can get through to a path: each directory lets others pass, or the user's own
+// group. It saves searching for the reason in the guest's log.
+func passable(p string, user uint32) error {
 	for dir := filepath.Dir(p); ; dir = filepath.Dir(dir) {
-		info, err := os.Stat(dir)
-		if err != nil {
-			return err
+		var st unix.Stat_t
+		if err := unix.Stat(dir, &st); err != nil {
+			return &os.PathError{Op: "stat", Path: dir, Err: err}
 		}
-		if info.Mode()&0o001 == 0 {
-			return fmt.Errorf("the guest's user can't reach %s: %s has mode %v; it needs the x bit for others", p, dir, info.Mode().Perm())
+		byGroup := st.Gid == user && st.Mode&0o010 != 0
+		if st.Mode&0o001 == 0 && !byGroup {
+			return fmt.Errorf("the guest's user can't reach %s: %s has mode %#o; it needs the x bit for others", p, dir, st.Mode&0o777)
 		}
 		if dir == "/" {
 			return nil

@@ -3,15 +3,16 @@
 // Every volume is a directory of its own, named by its id:
 //
 //	<id>/volume.json   what the volume is; written last when it is made, so that a volume is there whole or not at all
-//	<id>/disk.raw      a File in format raw        } made the owner's own
-//	<id>/disk.qcow2    a File in format qcow2      } by Open
+//	<id>/disk.raw      a File in format raw        } the owner's own
+//	<id>/disk.qcow2    a File in format qcow2      }
 //	<id>/data          a Tree's upper layer, as the guest changes it
 //	<id>/data.ext4     the file system on data, where the pool's own can't enforce a size
 //	<id>/loop          number of the loop device that data.ext4 was attached to last
 //	<id>/lower         where the base is mounted while the overlay is put together
 //	<id>/root          the Tree: an overlay of data over the base
 //
-// Directories whose names begin with a dot are the pool's own: templates, and volumes being made or removed, which are
+// A volume's directory belongs to root, and only the owner's group passes through it: the owner writes to the disk or the
+// tree, never beside it. Directories whose names begin with a dot are the pool's own: templates, and volumes being made or removed, which are
 // swept at start.
 package dir
 
@@ -167,11 +168,14 @@ func (p *Pool) make(ctx context.Context, dir string, s pool.Spec) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
-	if err := os.Mkdir(dir, 0o711); err != nil {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	err := admit(dir, s.Owner)
+	if err != nil {
 		return err
 	}
 	r := record{Spec: s}
-	var err error
 	switch s.Kind {
 	case pool.Tree:
 		err = p.makeTree(ctx, dir, &r)
@@ -181,11 +185,25 @@ func (p *Pool) make(ctx context.Context, dir string, s pool.Spec) error {
 	if err != nil {
 		return err
 	}
-	// The owner passes through to what is in here: a Tree's root, or the disk.
-	if err := os.Chown(dir, int(s.Owner), int(s.Owner)); err != nil {
-		return err
-	}
 	return r.write(dir)
+}
+
+// admit lets the owner of a volume, by its group, and nobody else but root pass through the volume's directory to what
+// is in it: a Tree's root, or the disk. The owner can change nothing there, so that the pool finds its own files.
+func admit(dir string, owner uint32) error {
+	// O_NOFOLLOW and the file descriptor: what is changed is the directory that was opened.
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", dir, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Fchown(fd, 0, int(owner)); err != nil {
+		return fmt.Errorf("give %s to group %d: %w", dir, owner, err)
+	}
+	if err := unix.Fchmod(fd, 0o710); err != nil {
+		return fmt.Errorf("change mode of %s: %w", dir, err)
+	}
+	return nil
 }
 
 // Open implements pool.Pool.
@@ -196,6 +214,13 @@ func (p *Pool) Open(ctx context.Context, s pool.Spec) (pool.Opened, error) {
 	defer p.locks.lock(s.ID)()
 	r, err := p.read(s.ID)
 	if err != nil {
+		return pool.Opened{}, fmt.Errorf("open volume %s: %w", s.ID, err)
+	}
+	owner := r.Owner
+	if r.Kind == pool.File {
+		owner = s.Owner // a disk may be opened by another one than it was made for
+	}
+	if err := admit(p.path(s.ID), owner); err != nil {
 		return pool.Opened{}, fmt.Errorf("open volume %s: %w", s.ID, err)
 	}
 	var opened pool.Opened

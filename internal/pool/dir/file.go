@@ -11,6 +11,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/pool"
@@ -34,24 +37,45 @@ func makeFile(ctx context.Context, dir string, r *record) error {
 		return fmt.Errorf("size %v is smaller than the image, which takes %v", r.Size, base)
 	}
 	disk := filepath.Join(dir, diskName(r.Format))
-	size := strconv.FormatInt(int64(r.Size), 10)
-	switch {
-	case r.Format == "raw" && r.Base == "":
-		return makeEmpty(disk, r.Size)
-	case r.Format == "raw" && r.BaseFormat == "raw":
+	if err := fillFile(ctx, disk, r); err != nil {
+		return err
+	}
+	return give(disk, r.Owner)
+}
+
+// fillFile makes the disk itself.
+func fillFile(ctx context.Context, disk string, r *record) error {
+	if r.Format == "raw" && r.Base != "" && r.BaseFormat == "raw" {
 		if err := clone(ctx, r.Base, disk, 0o600); err != nil {
 			return err
 		}
 		return os.Truncate(disk, int64(r.Size))
+	}
+	// Only root makes files here: qemu-img gets one to write to.
+	empty := r.Size
+	if r.Format == "qcow2" {
+		empty = 0
+	}
+	if err := makeEmpty(disk, empty); err != nil {
+		return err
+	}
+	if r.Format == "raw" && r.Base == "" {
+		return nil
+	}
+	if err := give(disk, r.Owner); err != nil {
+		return err
+	}
+	size := strconv.FormatInt(int64(r.Size), 10)
+	switch {
 	case r.Format == "raw":
-		if err := qemuImg(ctx, "convert", "-q", "-f", r.BaseFormat, "-O", "raw", "--", r.Base, disk); err != nil {
+		if err := qemuImg(ctx, r.Owner, "convert", "-q", "-f", r.BaseFormat, "-O", "raw", "--", r.Base, disk); err != nil {
 			return err
 		}
 		return os.Truncate(disk, int64(r.Size))
 	case r.Base == "":
-		return qemuImg(ctx, "create", "-q", "-f", "qcow2", "--", disk, size)
+		return qemuImg(ctx, r.Owner, "create", "-q", "-f", "qcow2", "--", disk, size)
 	default:
-		return qemuImg(ctx, "create", "-q", "-f", "qcow2", "-b", r.Base, "-F", r.BaseFormat, "--", disk, size)
+		return qemuImg(ctx, r.Owner, "create", "-q", "-f", "qcow2", "-b", r.Base, "-F", r.BaseFormat, "--", disk, size)
 	}
 }
 
@@ -64,15 +88,40 @@ func makeEmpty(path string, size api.Bytes) error {
 	return f.Truncate(int64(size))
 }
 
+// openDisk opens the plain file at path, and no other: neither what a link leads to, nor one that has another name too.
+func openDisk(path string, flags int) (*os.File, error) {
+	f, err := os.OpenFile(path, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("look at %s: %w", path, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 {
+		f.Close()
+		return nil, fmt.Errorf("disk %s is no plain file of one name (mode %o, %d links)", path, st.Mode, st.Nlink)
+	}
+	return f, nil
+}
+
+// give makes a disk its owner's own.
+func give(disk string, owner uint32) error {
+	f, err := openDisk(disk, os.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Chown(int(owner), int(owner)); err != nil {
+		return err
+	}
+	return f.Chmod(0o600)
+}
+
 func (p *Pool) openFile(r record, owner uint32) (pool.Opened, error) {
 	disk := p.path(r.ID, diskName(r.Format))
-	// The directory was given to the owner when it was made, but a disk may be opened by another one later.
-	for _, path := range []string{p.path(r.ID), disk} {
-		if err := os.Chown(path, int(owner), int(owner)); err != nil {
-			return pool.Opened{}, err
-		}
-	}
-	if err := os.Chmod(disk, 0o600); err != nil {
+	if err := give(disk, owner); err != nil {
 		return pool.Opened{}, err
 	}
 	return pool.Opened{Path: disk, Format: r.Format}, nil
@@ -81,10 +130,19 @@ func (p *Pool) openFile(r record, owner uint32) (pool.Opened, error) {
 // growFile makes a disk larger. A qcow2 that a running guest uses is grown by its engine; qemu-img's lock says so.
 func (p *Pool) growFile(ctx context.Context, r record, size api.Bytes) error {
 	disk := p.path(r.ID, diskName(r.Format))
-	if r.Format == "raw" {
-		return os.Truncate(disk, int64(size))
+	f, err := openDisk(disk, os.O_RDWR)
+	if err != nil {
+		return err
 	}
-	return qemuImg(ctx, "resize", "-q", "-f", "qcow2", "--", disk, strconv.FormatInt(int64(size), 10))
+	defer f.Close()
+	if r.Format == "raw" {
+		return f.Truncate(int64(size))
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return err
+	}
+	return qemuImg(ctx, st.Uid, "resize", "-q", "-f", "qcow2", "--", disk, strconv.FormatInt(int64(size), 10))
 }
 
 // virtualSize is the size of the disk that a file of an image holds.
@@ -112,9 +170,14 @@ func virtualSize(path, format string) (api.Bytes, error) {
 	return api.Bytes(binary.BigEndian.Uint64(header[24:])), nil
 }
 
-// qemuImg runs qemu-img on files that are the pool's or the image store's own.
-func qemuImg(ctx context.Context, args ...string) error {
-	out, err := exec.CommandContext(ctx, "qemu-img", args...).CombinedOutput()
+// qemuImg runs qemu-img as the owner of the disk that it writes to: what it reads may be a guest's work, and whatever
+// that makes it do or open, the guest's own process could have.
+func qemuImg(ctx context.Context, owner uint32, args ...string) error {
+	cmd := exec.CommandContext(ctx, "qemu-img", args...)
+	cmd.Dir = "/"
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: owner, Gid: owner}}
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		if bytes.Contains(out, []byte("No space left on device")) {
 			err = errors.Join(pool.ErrFull, err)

@@ -28,7 +28,8 @@ func (p *Pool) makeTree(ctx context.Context, dir string, r *record) error {
 		}
 	}
 	for _, name := range []string{"data", "lower", "root"} {
-		if err := os.Mkdir(filepath.Join(dir, name), 0o711); err != nil {
+		// Layers are for root, which the overlay reads them as; root shows the overlay's own mode.
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
 			return err
 		}
 	}
@@ -82,11 +83,11 @@ func (p *Pool) mountData(ctx context.Context, r record) error {
 	}
 	defer device.Close()
 	// The image is sparse, so what the guest frees is given back, and zeroing tables that read as zeros would fill it.
-	err = unix.Mount(loopPath(device.number), data, "ext4", unix.MS_NODEV|unix.MS_NOATIME, "discard,noinit_itable")
+	err = unix.Mount(loopPath(device.number), data, "ext4", unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOATIME, "discard,noinit_itable")
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", p.path(r.ID, "data.ext4"), err)
 	}
-	return nil
+	return os.Chmod(data, 0o700)
 }
 
 // attach attaches the volume's file system to a loop device: the one that it still has, or a free one, after letting it
@@ -126,7 +127,7 @@ func (p *Pool) mountOverlay(r record) error {
 		return err
 	}
 	if r.Base != "" {
-		err := idmap.Bind(r.Base, lower, r.Owner, r.Size32, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NODEV)
+		err := idmap.Bind(r.Base, lower, r.Owner, r.Size32, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOSUID)
 		if err != nil {
 			return err
 		}

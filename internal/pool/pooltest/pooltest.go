@@ -40,6 +40,7 @@ func Run(t *testing.T, make func(t *testing.T) Factory) {
 		"CreateIsIdempotent":  createIsIdempotent,
 		"GrowFile":            growFile,
 		"Info":                info,
+		"OthersAreKeptOut":    othersAreKeptOut,
 		"TreeIsShifted":       treeIsShifted,
 		"TreeLeavesBase":      treeLeavesBase,
 		"TreeSurvivesReopen":  treeSurvivesReopen,
@@ -271,6 +272,32 @@ func info(t *testing.T, factory Factory) {
 	must(t, err)
 	if i.Driver == "" || i.Capacity <= 0 || i.Free <= 0 || i.Free > i.Capacity || i.Enforced == "" {
 		t.Errorf("info is %+v", i)
+	}
+}
+
+func othersAreKeptOut(t *testing.T, factory Factory) {
+	needRoot(t)
+	p, tree, file := factory(t), treeSpec("tree", baseTree(t)), rawSpec(t, "file")
+	for s, inside := range map[pool.Spec]string{tree: "etc/hostname", file: ""} {
+		create(t, p, s)
+		place := open(t, p, s)
+		path := filepath.Join(place, inside)
+		as(t, owner, func() {
+			if _, err := os.ReadFile(path); err != nil {
+				t.Errorf("the owner of %s: %v", s.ID, err)
+			}
+			if err := os.Rename(place, place+".mine"); !errors.Is(err, fs.ErrPermission) {
+				t.Errorf("the owner of %s moved it: %v", s.ID, err)
+			}
+			if err := os.WriteFile(filepath.Join(filepath.Dir(place), "beside"), nil, 0o600); !errors.Is(err, fs.ErrPermission) {
+				t.Errorf("the owner of %s wrote beside it: %v", s.ID, err)
+			}
+		})
+		as(t, owner+idCount, func() {
+			if _, err := os.Stat(path); !errors.Is(err, fs.ErrPermission) {
+				t.Errorf("another user reached %s: %v", s.ID, err)
+			}
+		})
 	}
 }
 
