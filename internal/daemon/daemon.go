@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -50,6 +49,7 @@ type Daemon struct {
 	metrics *prometheus.Registry
 	server  *http.Server
 	socket  net.Listener
+	manager string // socket of the service manager; empty: none
 }
 
 // Run runs a daemon until asked ends. Guests go on, unless the host goes down: then they are stopped before.
@@ -57,7 +57,7 @@ func Run(asked context.Context, o Options) error {
 	if err := o.complete(); err != nil {
 		return err
 	}
-	d := &Daemon{o: o, group: groupOf(o.StateDir)}
+	d := &Daemon{o: o, group: groupOf(o.StateDir), manager: serviceManager()}
 	defer d.close()
 	ctx, stop := context.WithCancel(context.WithoutCancel(asked))
 	defer stop()
@@ -73,8 +73,8 @@ func Run(asked context.Context, o Options) error {
 
 // leave is what a daemon does before it ends.
 func (d *Daemon) leave(ctx context.Context) {
-	notify(d.o.Logger, "STOPPING=1")
-	if !hostGoesDown(ctx) {
+	d.notify("STOPPING=1")
+	if d.manager == "" || !hostGoesDown(ctx) {
 		return
 	}
 	d.o.Logger.Info("the host goes down: stopping servers")
@@ -83,11 +83,8 @@ func (d *Daemon) leave(ctx context.Context) {
 	}
 }
 
-// hostGoesDown asks the service manager that started the daemon, if one did, whether the machine is being shut down.
+// hostGoesDown asks systemd whether the machine is being shut down.
 func hostGoesDown(ctx context.Context) bool {
-	if os.Getenv("NOTIFY_SOCKET") == "" {
-		return false
-	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	out, _ := exec.CommandContext(ctx, "systemctl", "is-system-running").Output() // its exit code tells less than its word
@@ -227,7 +224,7 @@ func (d *Daemon) serve(ctx context.Context) (err error) {
 			stop(err)
 		}
 	})
-	notify(d.o.Logger, "READY=1")
+	d.notify("READY=1")
 	d.o.Logger.Info("ready", "version", d.o.Version, "host", d.o.Host, "socket", SocketOf(d.o.RunDir), "state", d.o.StateDir)
 	<-ctx.Done()
 	closing, done := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
@@ -276,19 +273,27 @@ func prefix(stateDir string) string {
 	return tag(stateDir)
 }
 
-// notify tells the service manager, if there is one (sd_notify(3)).
-func notify(log *slog.Logger, state string) {
-	path := os.Getenv("NOTIFY_SOCKET")
-	if path == "" {
+// serviceManager tells the socket of the service manager that started this process (sd_notify(3)). It is taken out of the
+// environment: it is not meant for the programs that the daemon starts, and runc would wait for a guest to use it.
+func serviceManager() string {
+	const variable = "NOTIFY_SOCKET"
+	path := os.Getenv(variable)
+	os.Unsetenv(variable)
+	return path
+}
+
+// notify tells the service manager, if there is one.
+func (d *Daemon) notify(state string) {
+	if d.manager == "" {
 		return
 	}
-	c, err := net.Dial("unixgram", path)
+	c, err := net.Dial("unixgram", d.manager)
 	if err == nil {
 		_, err = c.Write([]byte(state))
 		c.Close()
 	}
 	if err != nil {
-		log.Warn("tell the service manager", "error", err)
+		d.o.Logger.Warn("tell the service manager", "error", err)
 	}
 }
 

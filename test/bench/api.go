@@ -57,7 +57,7 @@ func apiList(ctx context.Context, l *lab) ([]Row, error) {
 	if err := h.furnish(ctx); err != nil {
 		return nil, err
 	}
-	spec := small(api.ModelPara, "")
+	spec := many(api.ModelPara)
 	spec.CPU.Entitlement, spec.Memory.Limit, spec.Disk.Size, spec.Ports = 1, 16*api.MiB, 128*api.MiB, nil
 	for i := range n / batch {
 		if _, err := h.LaunchAll(ctx, numbered(fmt.Sprint("f", i), batch), spec, running); err != nil {

@@ -81,10 +81,8 @@ func daemonAdopt(ctx context.Context, l *lab) ([]Row, error) {
 	if err != nil {
 		return nil, err
 	}
-	spec := small(api.ModelOS, "")
-	spec.Memory.Limit = 64 * api.MiB
 	names := numbered("old", n)
-	if _, err := h.LaunchAll(ctx, names, spec, ready); err != nil {
+	if _, err := h.LaunchAll(ctx, names, many(api.ModelOS), ready); err != nil {
 		return nil, err
 	}
 	var answers, adopts []time.Duration

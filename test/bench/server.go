@@ -27,6 +27,13 @@ func small(model api.Model, engine string) api.ServerSpec {
 	}
 }
 
+// many is a server of which the host is to hold hundreds.
+func many(model api.Model) api.ServerSpec {
+	s := small(model, "")
+	s.CPU.Entitlement, s.Memory.Limit = 10, 64*api.MiB
+	return s
+}
+
 // life is the times of one server, by this program's clock.
 type life struct {
 	Running  time.Duration // from before the request to the change that tells that it runs
