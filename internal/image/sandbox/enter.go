@@ -8,10 +8,11 @@ import (
 	"strconv"
 	"unsafe"
 
-	seccomp "github.com/elastic/go-seccomp-bpf"
 	"github.com/landlock-lsm/go-landlock/landlock"
 	"golang.org/x/sys/unix"
 	"kernel.org/pub/linux/libs/security/libcap/psx"
+
+	"github.com/croftproject/croft/internal/syscallfilter"
 )
 
 const limitVariable = "CROFT_SANDBOX_FILE_LIMIT"
@@ -178,16 +179,5 @@ var refused = []string{
 }
 
 func filterCalls() error {
-	err := seccomp.LoadFilter(seccomp.Filter{
-		NoNewPrivs: true,
-		Flag:       seccomp.FilterFlagTSync,
-		Policy: seccomp.Policy{
-			DefaultAction: seccomp.ActionAllow,
-			Syscalls:      []seccomp.SyscallGroup{{Action: seccomp.ActionErrno, Names: refused}},
-		},
-	})
-	if err != nil {
-		return fmt.Errorf("filter system calls: %w", err)
-	}
-	return nil
+	return syscallfilter.Enter(refused)
 }

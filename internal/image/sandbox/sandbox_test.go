@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -72,8 +73,13 @@ func probe() any {
 		"unmount":                   func() error { return unix.Unmount(Work, unix.MNT_DETACH) },
 		"open a socket":             func() error { _, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0); return err },
 		"make a user namespace":     func() error { return unix.Unshare(unix.CLONE_NEWUSER) },
-		"trace":                     func() error { return unix.PtraceAttach(1) },
-		"change root":               func() error { return unix.Chroot(Work) },
+		"make one by clone": func() error {
+			cmd := exec.Command("qemu-img", "--version")
+			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER}
+			return cmd.Run()
+		},
+		"trace":       func() error { return unix.PtraceAttach(1) },
+		"change root": func() error { return unix.Chroot(Work) },
 		"open by handle": func() error {
 			h := unix.NewFileHandle(1, make([]byte, 8))
 			_, err := unix.OpenByHandleAt(unix.AT_FDCWD, h, 0)
