@@ -81,13 +81,19 @@ func (a *Agent) makeRoot(ctx context.Context, m *machine, rec *state.Server) err
 	if err != nil {
 		return fmt.Errorf("image %s: %w", rec.Spec.Image, err)
 	}
-	e := a.engines[rec.Engine]
+	e, err := a.engine(rec.Engine)
+	if err != nil {
+		return err
+	}
 	spec, err := a.volume(m, rec, e, content)
 	if err != nil {
 		return err
 	}
 	if err := a.Pool.Create(ctx, spec); err != nil {
 		return fmt.Errorf("make the root volume: %w", err)
+	}
+	if err := a.Pool.Grow(ctx, m.id, spec.Size); err != nil { // it may have been made smaller
+		return fmt.Errorf("grow the root volume: %w", err)
 	}
 	opened, err := a.Pool.Open(ctx, spec)
 	if err != nil {

@@ -70,7 +70,7 @@ type Options struct {
 	StateDir         string              // for servers/ID
 	RunDir           string              // for s/ID; short, on a file system that a reboot empties
 	BootID           string              // of the host's kernel (proc(5), random/boot_id)
-	CPUs             int                 // host CPUs
+	CPUs             []int               // host CPUs, by number
 	Capacity         func() api.MilliCPU // what guests may use of them
 	Store            store.Store
 	Control          Control
@@ -123,6 +123,7 @@ type machine struct {
 	torn    bool         // nothing but the volume is left, as far as this daemon knows
 	stopAt  time.Time    // when a graceful stop becomes a hard one; zero: none is under way
 	watched engine.Guest // whose end is being waited for
+	unknown error        // why it is not known whether there is a guest; nil: it is
 
 	mu     sync.Mutex
 	local  *local
@@ -180,7 +181,10 @@ func (a *Agent) Run(ctx context.Context) error {
 		case <-a.seen: // decide nothing before the records are known
 		case <-ctx.Done():
 		}
+		var loops sync.WaitGroup
+		loops.Go(func() { a.nets.loop.Run(ctx) })
 		a.loop.Run(ctx)
+		loops.Wait()
 	})
 	<-ctx.Done()
 	wg.Wait()

@@ -60,7 +60,7 @@ func newHost(t *testing.T) *host {
 func (h *host) agent() (a *Agent, stop func()) {
 	h.t.Helper()
 	a = New(Options{
-		HostID: "host1", HostName: "h", StateDir: h.dir, RunDir: h.dir + "/run", BootID: h.boot, CPUs: 2,
+		HostID: "host1", HostName: "h", StateDir: h.dir, RunDir: h.dir + "/run", BootID: h.boot, CPUs: []int{0, 1},
 		Capacity: func() api.MilliCPU { return 2000 }, Store: h.store, Control: h, Keeper: nobody{},
 		Engines: []engine.Engine{fake.New(h.guests, api.ModelOS)}, Pool: memPool{h}, Images: h, Net: memNet{h}, Cgroups: memGroups{h},
 		Logger: slog.New(slog.DiscardHandler), Now: time.Now,
@@ -341,4 +341,26 @@ func (h *host) reset() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.groups, h.ports = map[string]cgroup.Limits{}, map[string]hostnet.Network{}
+}
+
+// eventually waits until something holds that no status tells; it looks again and again.
+func (h *host) eventually(what string, ok func() bool) {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(h.t.Context(), 20*time.Second)
+	defer cancel()
+	look := time.NewTicker(5 * time.Millisecond)
+	defer look.Stop()
+	for {
+		h.mu.Lock()
+		holds := ok()
+		h.mu.Unlock()
+		if holds {
+			return
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			h.t.Fatalf("not so: %s", what)
+		}
+	}
 }

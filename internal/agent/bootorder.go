@@ -2,6 +2,10 @@ package agent
 
 import (
 	"context"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
 	"sort"
 	"sync"
 	"time"
@@ -108,34 +112,59 @@ func (b *bootOrder) next() {
 	}
 }
 
-// afterReboot decides about a server that has no guest when the daemon comes up: whether its host was rebooted meanwhile,
-// and what its autostart says to that.
-func (a *Agent) afterReboot(ctx context.Context, m *machine, rec *state.Server) {
-	l := m.remembered()
-	if l.BootID == "" || l.BootID == a.BootID {
-		return
+// bootFile holds the boot of the host that the daemon saw last.
+const bootFile = "boot-id"
+
+// afterReboot decides about the servers that have no guest, when the host was rebooted since a daemon ran here: what
+// their autostart says to that. It is done before any server is looked at.
+func (a *Agent) afterReboot(ctx context.Context) {
+	path := filepath.Join(a.StateDir, bootFile)
+	last, err := os.ReadFile(path)
+	if err == nil && string(last) != a.BootID {
+		a.mu.Lock()
+		records := maps.Clone(a.desired)
+		a.mu.Unlock()
+		for _, id := range slices.Sorted(maps.Keys(records)) {
+			m, err := a.machineOf(id)
+			if err == nil && m.state() == guestNone && m.unknown == nil {
+				err = a.autostart(ctx, m, records[id])
+			}
+			if err != nil {
+				a.Logger.Error("take note of a host reboot", "server", id, "error", err)
+			}
+		}
 	}
+	if err := os.WriteFile(path, []byte(a.BootID), 0o600); err != nil {
+		a.Logger.Error("keep which boot of the host this is", "error", err)
+	}
+}
+
+// autostart carries out what a server's autostart says to a reboot of the host.
+func (a *Agent) autostart(ctx context.Context, m *machine, rec *state.Server) error {
+	policy := rec.Spec.Autostart.Policy
 	err := m.update(func(l *local) {
 		if l.Handle != nil { // it ran when the host went down
 			l.Exit = &api.Exit{Code: -1, Reason: exitLost, Time: a.Now()}
 		}
-		l.BootID, l.Handle, l.InRow, l.NextStart = "", nil, 0, time.Time{}
-		if rec.Spec.Autostart.Policy == api.AutostartNever {
-			l.Held, l.Failure = true, ""
-		}
+		l.lift()
+		l.BootID, l.Handle, l.Held = "", nil, policy == api.AutostartNever
 	})
-	if err != nil {
-		a.Logger.Error("take note of a host reboot", "server", m.id, "error", err)
+	if err != nil || policy == api.AutostartNever {
+		return err
 	}
-	switch {
-	case rec.Spec.Autostart.Policy == api.AutostartNever:
-		return
-	case rec.Spec.Autostart.Policy == api.AutostartAlways && rec.Spec.State == api.StateStopped:
-		if err := a.Control.Started(ctx, m.id); err != nil {
-			a.Logger.Error("autostart a stopped server", "server", m.id, "error", err)
+	if rec.Spec.State == api.StateStopped {
+		if policy != api.AutostartAlways {
+			return nil
 		}
+		if err := a.Control.Started(ctx, m.id); err != nil {
+			return err
+		}
+		started := *rec // as the record will say; the watch brings it
+		started.Spec.State = api.StateRunning
+		a.mu.Lock()
+		a.desired[m.id] = &started
+		a.mu.Unlock()
 	}
-	if rec.Spec.State != api.StateStopped || rec.Spec.Autostart.Policy == api.AutostartAlways {
-		a.boot.add(m.id, rec.Spec.Autostart.Order)
-	}
+	a.boot.add(m.id, rec.Spec.Autostart.Order)
+	return nil
 }

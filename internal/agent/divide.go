@@ -18,7 +18,7 @@ type portion struct {
 	CPUs   []int // host CPUs that it may run on; nil: all
 }
 
-// divide shares cpus host CPUs, of which capacity may be used by guests, among claims. Admission keeps the sum of
+// divide shares the host CPUs, of which capacity may be used by guests, among claims. Admission keeps the sum of
 // entitlements within the capacity, so shares in proportion to them give each at least its entitlement; what is left
 // goes by weight:
 //
@@ -26,7 +26,7 @@ type portion struct {
 //
 // Where nobody has a weight of its own, that is in proportion to the entitlements, whoever else runs: then a start or a
 // stop changes nobody's shares. Dedicated CPUs are taken from everybody else's.
-func divide(cpus int, capacity api.MilliCPU, claims []claim) map[string]portion {
+func divide(cpus []int, capacity api.MilliCPU, claims []claim) map[string]portion {
 	var entitled, weights int64
 	weighted := false
 	taken := map[int]bool{}
@@ -45,7 +45,7 @@ func divide(cpus int, capacity api.MilliCPU, claims []claim) map[string]portion 
 	left := max(0, int64(capacity)-entitled)
 	var common []int
 	if len(taken) > 0 {
-		for cpu := range cpus {
+		for _, cpu := range cpus {
 			if !taken[cpu] {
 				common = append(common, cpu)
 			}

@@ -36,6 +36,9 @@ func (a *Agent) ReportHost(ctx context.Context, st api.HostStatus) error {
 	for _, e := range st.Engines {
 		a.accel[e.Name] = e.Accelerator
 	}
+	for id := range a.desired { // their statuses tell the accelerator
+		defer a.loop.Wake(id)
+	}
 	a.mu.Unlock()
 	st.Seen = a.Now()
 	value, err := json.Marshal(st)

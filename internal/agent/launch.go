@@ -17,7 +17,10 @@ func (a *Agent) launch(ctx context.Context, m *machine, rec *state.Server) error
 	if err != nil {
 		return err
 	}
-	e := a.engines[rec.Engine]
+	e, err := a.engine(rec.Engine)
+	if err != nil {
+		return err
+	}
 	if err := m.update(func(l *local) {
 		l.BootID, l.Handle, l.Started = a.BootID, nil, a.Now()
 	}); err != nil {
@@ -35,6 +38,7 @@ func (a *Agent) launch(ctx context.Context, m *machine, rec *state.Server) error
 		return err
 	}
 	a.watchGuest(m, g)
+	a.status.waiting(m.id, "")
 	a.event(rec, "Started", "engine "+rec.Engine, false)
 	return nil
 }
@@ -67,9 +71,9 @@ func (a *Agent) watchGuest(m *machine, g engine.Guest) {
 
 // assemble describes the machine to its engine: everything that the steps before made.
 func (a *Agent) assemble(ctx context.Context, m *machine, rec *state.Server) (*engine.Machine, error) {
-	e := a.engines[rec.Engine]
-	if e == nil {
-		return nil, fmt.Errorf("%w: this host has no engine %s", engine.ErrUnsupported, rec.Engine)
+	e, err := a.engine(rec.Engine)
+	if err != nil {
+		return nil, err
 	}
 	content, err := a.Images.Get(ctx, rec.Digest)
 	if err != nil {

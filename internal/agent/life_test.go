@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/croftproject/croft/api"
-	"github.com/croftproject/croft/internal/cgroup"
 	"github.com/croftproject/croft/internal/engine/fake"
 	"github.com/croftproject/croft/internal/state"
 )
@@ -94,8 +93,8 @@ func TestEndsByThemselves(t *testing.T) {
 // has what was asked for, or nothing.
 func TestEveryStepFailsOnce(t *testing.T) {
 	startSteps := []string{"prepare", "root", "ports", "cgroup", "launch"}
-	stopSteps := []string{"shutdown", "release", "clean up", "detach ports", "close volume", "remove cgroup"}
-	deleteSteps := append(slices.Clone(stopSteps), "delete volume", "finish deletion")
+	stopSteps := []string{"shutdown", "release", "detach ports", "close volume", "remove cgroup"}
+	deleteSteps := append(slices.Clone(stopSteps), "clean up", "delete volume", "finish deletion")
 	for _, crash := range []bool{false, true} {
 		kind := "fails"
 		if crash {
@@ -182,34 +181,16 @@ func (h *host) through(step string, crash bool, act func()) {
 	}
 }
 
-func TestAdoptsWhatRunsAndRemovesWhatIsUnknown(t *testing.T) {
+func TestAdoptsWhatRuns(t *testing.T) {
 	h := newHost(t)
 	_, stop := h.agent()
 	h.server("a", nil)
 	h.server("b", nil)
-	h.server("c", nil)
 	first := h.phase("a", api.PhaseRunning)
 	h.phase("b", api.PhaseRunning)
-	h.phase("c", api.PhaseRunning)
 	stop()
-	cleaned := make(chan struct{})
-	once := sync.OnceFunc(func() { close(cleaned) })
-	h.guests.Hook(fake.Hooks{Clean: func(id string) error {
-		if id == "c" {
-			once()
-		}
-		return nil
-	}})
-	h.guests.End("b", 1, "exited")                   // ends while nobody watches
-	if err := h.Gone(t.Context(), "c"); err != nil { // its record is lost
-		t.Fatal(err)
-	}
-	if err := (memGroups{h}).Set(ProbeGroup, cgroup.Limits{}); err != nil {
-		t.Fatal(err)
-	}
-	if a, _ := h.agent(); a.known(ProbeGroup) {
-		t.Error("the group in which engines try guests was taken for a server's")
-	}
+	h.guests.End("b", 1, "exited") // ends while nobody watches
+	h.agent()
 	h.waitFor("b", "running again", func(s *state.Status) bool { return s.Phase == api.PhaseRunning && s.Restarts == 1 })
 	if st := h.phase("a", api.PhaseRunning); !st.Started.Equal(first.Started) {
 		t.Error("an adopted guest was started anew")
@@ -218,10 +199,50 @@ func TestAdoptsWhatRunsAndRemovesWhatIsUnknown(t *testing.T) {
 	h.server("b", deleted)
 	h.gone("a")
 	h.gone("b")
-	select {
-	case <-cleaned:
-	case <-time.After(20 * time.Second):
-		t.Fatal("a server without a record was not removed")
+	h.clean()
+}
+
+// A store that lost its records, or is the wrong one, costs no guest and no volume. What was being deleted is deleted.
+func TestWithoutARecordNothingIsDestroyed(t *testing.T) {
+	h := newHost(t)
+	_, stop := h.agent()
+	h.server("kept", nil)
+	h.server("damaged", nil)
+	h.server("going", nil)
+	for _, id := range []string{"kept", "damaged", "going"} {
+		h.phase(id, api.PhaseRunning)
+	}
+	reached, hold := make(chan struct{}), make(chan struct{})
+	once := sync.OnceFunc(func() { close(reached) })
+	h.setFault(func(id, step string) error {
+		if id == "going" && step == "delete volume" {
+			once()
+			<-hold
+			return errors.New("failed for a test")
+		}
+		return nil
+	})
+	h.server("going", deleted)
+	<-reached
+	close(hold)
+	stop()
+	h.setFault(nil)
+	for _, id := range []string{"kept", "going"} {
+		if err := h.Gone(t.Context(), id); err != nil { // its record is lost
+			t.Fatal(err)
+		}
+	}
+	h.write(state.Servers+"damaged", 7)
+	h.agent()
+	h.server("new", nil)
+	h.phase("new", api.PhaseRunning)
+	h.eventually("the volume of what was being deleted is gone", func() bool { _, there := h.volumes["going"]; return !there })
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, id := range []string{"kept", "damaged"} {
+		if _, there := h.volumes[id]; !there || !slices.Contains(h.guests.Running(), id) {
+			t.Errorf("%s was destroyed: volume %v, running %v", id, there, h.guests.Running())
+		}
 	}
 }
 
@@ -231,9 +252,14 @@ func TestHostReboot(t *testing.T) {
 	h.server("last", nil)
 	h.server("never", func(r *state.Server) { r.Spec.Autostart.Policy = api.AutostartNever })
 	h.server("always", func(r *state.Server) { r.Spec.Autostart = api.Autostart{Policy: api.AutostartAlways, Order: 1} })
+	h.server("off", func(r *state.Server) {
+		r.Spec.State = api.StateStopped
+		r.Spec.Autostart = api.Autostart{Policy: api.AutostartAlways, Order: 2}
+	})
 	h.phase("last", api.PhaseRunning)
 	h.phase("never", api.PhaseRunning)
 	h.phase("always", api.PhaseRunning)
+	h.phase("off", api.PhaseStopped)
 	stop()
 	h.guests = fake.NewHost()
 	h.boot = "boot-2"
@@ -245,6 +271,7 @@ func TestHostReboot(t *testing.T) {
 	h.waitFor("last", "running after the reboot", func(s *state.Status) bool { return s.Phase == api.PhaseRunning && s.BootID == "boot-2" })
 	h.waitFor("never", "stopped after the reboot", func(s *state.Status) bool { return s.Phase == api.PhaseStopped && s.BootID == "boot-2" })
 	h.waitFor("always", "running after the reboot", func(s *state.Status) bool { return s.Phase == api.PhaseRunning && s.BootID == "boot-2" })
+	h.waitFor("off", "running after the reboot", func(s *state.Status) bool { return s.Phase == api.PhaseRunning && s.BootID == "boot-2" })
 	h.server("never", func(r *state.Server) { r.Spec.Autostart.Policy = api.AutostartNever; r.Intent.Start = 1 })
 	h.phase("never", api.PhaseRunning)
 }
@@ -293,4 +320,31 @@ func TestServersOfOtherHostsAreLeftAlone(t *testing.T) {
 	if cleaned || !slices.Contains(h.guests.Running(), "a") {
 		t.Error("another host's server was removed")
 	}
+}
+
+// What was said of one stop does not count for the next.
+func TestAnOldStopIsForgotten(t *testing.T) {
+	h := newHost(t)
+	h.agent()
+	var mu sync.Mutex
+	deaf := true
+	h.guests.Hook(fake.Hooks{Deaf: func(string) bool { mu.Lock(); defer mu.Unlock(); return deaf }})
+	h.server("a", nil)
+	h.phase("a", api.PhaseRunning)
+	h.server("a", asked(api.StateStopped)) // ignored by the guest, and taken back
+	h.phase("a", api.PhaseStopping)
+	h.server("a", asked(api.StateRunning))
+	h.phase("a", api.PhaseRunning)
+	h.guests.End("a", 1, "exited") // by itself: the restart policy counts
+	h.waitFor("a", "running again", func(s *state.Status) bool { return s.Phase == api.PhaseRunning && s.Restarts == 1 })
+}
+
+func TestAStopEndsTheBackOff(t *testing.T) {
+	h := newHost(t)
+	h.agent()
+	h.guests.Hook(fake.Hooks{Launch: func(string) error { return errors.New("no") }})
+	h.server("a", nil)
+	h.phase("a", api.PhaseBackoff)
+	h.server("a", asked(api.StateStopped))
+	h.phase("a", api.PhaseStopped)
 }

@@ -31,6 +31,7 @@ type local struct {
 	Failure   string    `json:"failure,omitempty"`   // why it is held, or backed off
 	StartSeen int64     `json:"startSeen,omitempty"` // state.Intent.Start taken note of
 	Restarted int64     `json:"restarted,omitempty"` // state.Intent.Restart carried out
+	Deleting  bool      `json:"deleting,omitempty"`  // its deletion was asked for: finished even if its record is gone
 	Torn      bool      `json:"torn,omitempty"`      // nothing but the volume is left of the last run
 	Exit      *api.Exit `json:"exit,omitempty"`
 }

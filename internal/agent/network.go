@@ -9,9 +9,11 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/croftproject/croft/internal/engine"
 	"github.com/croftproject/croft/internal/hostnet"
+	"github.com/croftproject/croft/internal/reconcile"
 	"github.com/croftproject/croft/internal/state"
 	"github.com/croftproject/croft/internal/store"
 	"golang.org/x/sys/unix"
@@ -25,6 +27,7 @@ type networks struct {
 	by       map[string]*network
 	seen     chan struct{} // closed once the first list of records was taken in
 	seenOnce func()
+	loop     *reconcile.Loop // of the networks that are on the host, by id
 }
 
 type network struct {
@@ -42,6 +45,9 @@ type network struct {
 func newNetworks(a *Agent) *networks {
 	n := &networks{a: a, by: map[string]*network{}, seen: make(chan struct{})}
 	n.seenOnce = sync.OnceFunc(func() { close(n.seen) })
+	n.loop = reconcile.New(n.reconcile, 8, func(id string, err error) {
+		a.Logger.Error("network needs another try", "network", id, "error", err)
+	})
 	return n
 }
 
@@ -53,30 +59,27 @@ func (n *networks) of(id string) *network {
 	return n.by[id]
 }
 
-// record takes a network's record in.
-func (n *networks) record(ctx context.Context, e store.Event) {
+// record takes a change of a network's record in.
+func (n *networks) record(e store.Event) {
 	id := strings.TrimPrefix(e.Key, state.Networks)
 	if e.Deleted {
-		n.a.watchers.Go(func() { n.drop(ctx, id) })
+		n.drop(id)
 		return
 	}
 	rec := &state.Network{}
 	if err := json.Unmarshal(e.Value, rec); err != nil {
-		n.a.Logger.Error("record of a network is damaged; it is left as it is", "network", id, "error", err)
+		n.a.Logger.Error("record of a network can't be read; it is left as it is", "network", id, "error", err)
 		return
 	}
 	n.mu.Lock()
 	net := n.of(id)
 	net.spec = rec
 	net.wanted++
-	made := net.made
 	n.mu.Unlock()
-	if made {
-		n.a.watchers.Go(func() { n.try(ctx, id) })
-	}
+	n.loop.Wake(id)
 }
 
-// listed removes networks that have no record any more.
+// listed takes note of the networks that have no record any more.
 func (n *networks) listed(ctx context.Context, records map[string]bool) {
 	there, err := n.a.Net.List(ctx)
 	if err != nil {
@@ -85,51 +88,82 @@ func (n *networks) listed(ctx context.Context, records map[string]bool) {
 	}
 	for _, id := range there {
 		if !records[id] {
-			n.drop(ctx, id)
+			n.drop(id)
 		}
 	}
 }
 
-// drop takes a network off the host when no port of it is left here.
-func (n *networks) drop(ctx context.Context, id string) {
+// drop takes note that a network has no record.
+func (n *networks) drop(id string) {
 	n.mu.Lock()
 	net := n.of(id)
-	net.spec = nil
-	if len(net.ports) > 0 {
-		n.mu.Unlock()
-		return
-	}
+	net.spec, net.made = nil, true
 	n.mu.Unlock()
-	if err := n.a.Net.Remove(ctx, id); err != nil {
-		n.a.Logger.Error("remove a network", "network", id, "error", err)
-		return
-	}
-	n.mu.Lock()
-	if net.spec == nil && len(net.ports) == 0 {
-		delete(n.by, id)
-	}
-	n.mu.Unlock()
+	n.loop.Wake(id)
 }
 
-// names keeps the names of servers in their networks, wherever they run.
-func (n *networks) names(serverID string, before, after *state.Server) {
+// reconcile brings a network that is on the host up to date; one without a record or a port is taken off.
+func (n *networks) reconcile(ctx context.Context, id string) (time.Duration, error) {
 	n.mu.Lock()
-	defer n.mu.Unlock()
+	net := n.of(id)
+	made, known, ports := net.made, net.spec != nil, len(net.ports)
+	n.mu.Unlock()
+	switch {
+	case !made, !known && ports > 0:
+		return 0, nil
+	case ports == 0 && !known:
+		if err := n.leave(ctx, id); err != nil {
+			return 0, err
+		}
+		n.mu.Lock()
+		if net.spec == nil && len(net.ports) == 0 {
+			delete(n.by, id)
+		}
+		n.mu.Unlock()
+		return 0, nil
+	case ports == 0:
+		return 0, nil // its last port's server takes it off, and may be about to
+	}
+	return 0, n.set(ctx, id)
+}
+
+// names keeps the names of servers in their networks, wherever they run. A server that comes up on this host brings its
+// name with its port; for every other change the networks on the host are set.
+func (n *networks) names(serverID string, before, after *state.Server, hostID string) {
+	changed := map[string]bool{}
+	n.mu.Lock()
 	if before != nil {
 		for _, p := range before.Ports {
-			if net := n.by[p.NetworkID]; net != nil {
-				delete(net.names, serverID)
-				net.wanted++
+			if net := n.by[p.NetworkID]; net != nil && net.name(serverID, hostnet.Record{}) {
+				changed[p.NetworkID] = true
 			}
 		}
 	}
 	if after != nil {
 		for _, p := range after.Ports {
-			net := n.of(p.NetworkID)
-			net.names[serverID] = hostnet.Record{Name: label(after.Meta.Name), Addr: p.Address}
-			net.wanted++
+			record := hostnet.Record{Name: label(after.Meta.Name), Addr: p.Address}
+			if n.of(p.NetworkID).name(serverID, record) && (before != nil || after.HostID != hostID) {
+				changed[p.NetworkID] = true
+			}
 		}
 	}
+	n.mu.Unlock()
+	for id := range changed {
+		n.loop.Wake(id)
+	}
+}
+
+// name sets a server's name, or drops it where the record is empty, and tells whether that changed anything.
+func (net *network) name(serverID string, r hostnet.Record) bool {
+	if net.names[serverID] == r {
+		return false
+	}
+	net.names[serverID] = r
+	if r == (hostnet.Record{}) {
+		delete(net.names, serverID)
+	}
+	net.wanted++
+	return true
 }
 
 // port describes the i-th port of a server, and its network.
@@ -221,16 +255,12 @@ func (n *networks) set(ctx context.Context, id string) error {
 	return err
 }
 
-// try sets a network whose change nobody waits for.
-func (n *networks) try(ctx context.Context, id string) {
-	if err := n.set(ctx, id); err != nil && ctx.Err() == nil {
-		n.a.Logger.Error("change a network", "network", id, "error", err)
-	}
-}
-
 // attachPorts makes the ports of a server.
 func (a *Agent) attachPorts(ctx context.Context, m *machine, rec *state.Server) error {
-	e := a.engines[rec.Engine]
+	e, err := a.engine(rec.Engine)
+	if err != nil {
+		return err
+	}
 	ports := make([]hostnet.Port, len(rec.Ports))
 	kept := make([]localPort, len(rec.Ports))
 	for i, p := range rec.Ports {
@@ -350,18 +380,17 @@ func (n *networks) adopt(serverID string, rec *state.Server, kind engine.NICKind
 	}
 }
 
-// adopted brings the networks of adopted guests up to date, services included, and removes the others: their servers
-// are not running.
-func (n *networks) adopted(ctx context.Context) {
+// adopted brings the networks of adopted guests up to date, services included.
+func (n *networks) adopted() {
 	n.mu.Lock()
-	var ids []string
+	ids := make([]string, 0, len(n.by))
 	for id, net := range n.by {
-		if net.made && net.spec != nil {
+		if net.made {
 			ids = append(ids, id)
 		}
 	}
 	n.mu.Unlock()
 	for _, id := range ids {
-		n.a.watchers.Go(func() { n.try(ctx, id) })
+		n.loop.Wake(id)
 	}
 }

@@ -59,16 +59,25 @@ type stages [][]step
 // plan tells the way from what there is to what is wanted. torn tells that nothing but the volume is left of the last
 // run, recorded that the control plane knows the server. The plan ends early where the guest must do something first
 // (end, after a shutdown): the next one goes on from there.
+//
+// A guest that ended is released, which keeps its console's log and its firmware's variables. Engines clean up, which
+// removes those too, where it is not known what there is, and before a server is deleted.
 func plan(w want, g guestState, torn, recorded bool) stages {
-	parts := stages{{stepClean}, {stepUnport, stepClose, stepUncgroup}}
-	if torn && g == guestNone {
-		parts = nil
+	away := []step{stepUnport, stepClose, stepUncgroup}
+	var parts stages
+	switch {
+	case g == guestEnded && w != wantDeleted:
+		parts = stages{{stepRelease}, away}
+	case g == guestEnded:
+		parts = stages{{stepRelease}, {stepClean}, away}
+	case !torn:
+		parts = stages{{stepClean}, away}
 	}
 	switch w {
 	case wantRunning, wantPaused:
 		switch {
 		case g == guestEnded:
-			return append(stages{{stepRelease}}, parts...)
+			return parts
 		case g == guestNone:
 			return stages{{stepPrepare}, {stepRoot, stepPorts, stepCgroup}, {stepLaunch}}
 		case g == guestRunning && w == wantPaused:
@@ -78,11 +87,8 @@ func plan(w want, g guestState, torn, recorded bool) stages {
 		}
 		return nil
 	case wantStopped, wantDeleted:
-		switch g {
-		case guestRunning, guestPaused:
+		if g == guestRunning || g == guestPaused {
 			return stages{{stepShutdown}}
-		case guestEnded:
-			parts = append(stages{{stepRelease}}, parts...)
 		}
 		if w == wantDeleted {
 			parts = append(parts, []step{stepDelete})
@@ -104,6 +110,10 @@ func acknowledge(rec *state.Server, l *local, g guestState) (changed bool) {
 	if rec.Intent.Start > l.StartSeen {
 		l.StartSeen = rec.Intent.Start
 		l.lift()
+		changed = true
+	}
+	if rec.Spec.State == api.StateStopped && g == guestNone && (!l.NextStart.IsZero() || l.Failure != "" || l.Held) {
+		l.lift() // what it would have done next is moot
 		changed = true
 	}
 	if rec.Intent.Restart > l.Restarted && g == guestNone {

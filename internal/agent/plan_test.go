@@ -13,7 +13,7 @@ import (
 func TestPlan(t *testing.T) {
 	start := stages{{stepPrepare}, {stepRoot, stepPorts, stepCgroup}, {stepLaunch}}
 	parts := stages{{stepClean}, {stepUnport, stepClose, stepUncgroup}}
-	after := append(stages{{stepRelease}}, parts...)
+	after := stages{{stepRelease}, {stepUnport, stepClose, stepUncgroup}}
 	deletion := stages{{stepDelete}, {stepGone}}
 	for _, c := range []struct {
 		name string
@@ -33,7 +33,7 @@ func TestPlan(t *testing.T) {
 		{"ended", wantStopped, guestEnded, after},
 		{"is stopped", wantStopped, guestNone, parts},
 		{"delete a running one", wantDeleted, guestRunning, stages{{stepShutdown}}},
-		{"delete an ended one", wantDeleted, guestEnded, append(append(stages{}, after...), deletion...)},
+		{"delete an ended one", wantDeleted, guestEnded, append(append(stages{{stepRelease}}, parts...), deletion...)},
 		{"delete a stopped one", wantDeleted, guestNone, append(append(stages{}, parts...), deletion...)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -122,7 +122,8 @@ func TestAfterExit(t *testing.T) {
 		{"no more retries", api.RestartPolicy{Policy: api.RestartOnFailure, MaxRetries: 2}, failed, 0, 2, verdict{false, 0, 2}},
 		{"power off", api.RestartPolicy{Policy: api.RestartOnFailure}, api.Exit{Reason: "poweroff"}, 0, 0, verdict{}},
 		{"power off, always", api.RestartPolicy{Policy: api.RestartAlways}, api.Exit{Reason: "poweroff"}, 0, 0, verdict{true, time.Second, 1}},
-		{"reboot", api.RestartPolicy{Policy: api.RestartNever}, api.Exit{Code: 129, Reason: exitReboot}, 0, 0, verdict{true, 0, 0}},
+		{"reboot", api.RestartPolicy{Policy: api.RestartNever}, api.Exit{Code: 129, Reason: exitReboot}, time.Minute, 3, verdict{true, 0, 0}},
+		{"reboots again and again", api.RestartPolicy{Policy: api.RestartNever}, api.Exit{Code: 129, Reason: exitReboot}, time.Second, 2, verdict{true, 4 * time.Second, 3}},
 		{"lost", api.RestartPolicy{Policy: api.RestartOnFailure}, api.Exit{Reason: exitLost}, 0, 0, verdict{true, time.Second, 1}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -148,7 +149,7 @@ func TestDivideMeetsEntitlements(t *testing.T) {
 			left -= e
 			claims = append(claims, claim{ID: string(rune('a' + i)), Entitlement: e, Weight: rapid.IntRange(0, 10000).Draw(t, "weight")})
 		}
-		portions := divide(cpus, capacity, claims)
+		portions := divide(numbered(cpus), capacity, claims)
 		var sum int64
 		for _, p := range portions {
 			sum += p.Shares
@@ -163,8 +164,15 @@ func TestDivideMeetsEntitlements(t *testing.T) {
 	})
 }
 
+func numbered(n int) (cpus []int) {
+	for i := range n {
+		cpus = append(cpus, i)
+	}
+	return cpus
+}
+
 func TestDivideDedicated(t *testing.T) {
-	got := divide(4, 4000, []claim{{ID: "a", Entitlement: 2000, Dedicated: []int{1, 2}}, {ID: "b", Entitlement: 300}, {ID: "c", Entitlement: 100}})
+	got := divide([]int{0, 1, 2, 3}, 4000, []claim{{ID: "a", Entitlement: 2000, Dedicated: []int{1, 2}}, {ID: "b", Entitlement: 300}, {ID: "c", Entitlement: 100}})
 	want := map[string]portion{
 		"a": {Shares: 2000, CPUs: []int{1, 2}},
 		"b": {Shares: 300, CPUs: []int{0, 3}},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"time"
 
 	"github.com/croftproject/croft/api"
@@ -23,16 +24,33 @@ func (a *Agent) reconcile(ctx context.Context, id string) (time.Duration, error)
 	if err != nil {
 		return 0, err
 	}
+	if rec == nil && !m.remembered().Deleting {
+		a.stranger(m)
+		return 0, nil
+	}
+	if m.unknown != nil {
+		if m.unknown = a.recoverGuest(ctx, m, rec); m.unknown != nil {
+			return 0, m.unknown
+		}
+	}
 	g, err := a.observe(ctx, m, rec)
 	if err != nil {
 		return 0, err
 	}
 	w, again := a.wanted(m, rec, g)
-	if w == wantRunning || w == wantPaused {
+	switch w {
+	case wantRunning, wantPaused:
+		m.stopAt = time.Time{} // a stop that was under way is not wanted any more
 		if wait := a.boot.wait(id, a.Now()); wait > 0 && g == guestNone {
+			a.report(m, rec, revision, wantStopped)
 			return wait, nil
 		}
-	} else {
+	case wantDeleted:
+		if err := m.update(func(l *local) { l.Deleting = true }); err != nil {
+			return 0, err
+		}
+		a.boot.done(id)
+	default:
 		a.boot.done(id)
 	}
 	if w != wantStopped || g != guestNone {
@@ -50,6 +68,16 @@ func (a *Agent) reconcile(ctx context.Context, id string) (time.Duration, error)
 		return 0, nil
 	}
 	return again, a.settle(ctx, m, rec, revision, w, g)
+}
+
+// stranger is a server of which the host has something, and the store nothing. It is left alone: records are written
+// before anything is made and removed after everything is gone, so the store itself may be what is wrong.
+func (a *Agent) stranger(m *machine) {
+	a.Logger.Warn("the host has something of a server that the store does not know; it is left as it is",
+		"server", m.id, "directory", m.dir)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.left, m.id)
 }
 
 // observe tells what there is of the server's guest, and takes note of an end and of what was asked since.
@@ -87,7 +115,9 @@ func (a *Agent) settle(ctx context.Context, m *machine, rec *state.Server, revis
 		}
 	}
 	if now == guestRunning || now == guestPaused {
-		a.boot.done(m.id)
+		if a.up(ctx, m) {
+			a.boot.done(m.id)
+		}
 		if err := a.resize(ctx, m, rec); err != nil {
 			return err
 		}
@@ -97,6 +127,15 @@ func (a *Agent) settle(ctx context.Context, m *machine, rec *state.Server, revis
 	}
 	a.report(m, rec, revision, w)
 	return nil
+}
+
+// up tells whether a running guest's userspace was seen, where it can be.
+func (a *Agent) up(ctx context.Context, m *machine) bool {
+	if _, b := m.guestOf(); b == nil || b.Boot.Ready == "" {
+		return true
+	}
+	st, err := a.Keeper.Get(ctx, m.id)
+	return err != nil || !st.Ready.IsZero()
 }
 
 // tear takes note that nothing but the volume is left of a server's last run.
@@ -133,6 +172,9 @@ func (a *Agent) do(ctx context.Context, m *machine, rec *state.Server, p stages)
 func (a *Agent) step(ctx context.Context, m *machine, rec *state.Server, s step) (wait time.Duration, err error) {
 	began := a.Now()
 	defer func() {
+		if p := recover(); p != nil { // one server's fault is not the others'
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
 		a.metrics.step(s, a.Now().Sub(began), err)
 		if err != nil {
 			err = fmt.Errorf("%s: %w", s, err)
@@ -151,7 +193,11 @@ func (a *Agent) step(ctx context.Context, m *machine, rec *state.Server, s step)
 	case stepPorts:
 		return 0, a.attachPorts(ctx, m, rec)
 	case stepCgroup:
-		return 0, a.divider.admit(m.id, rec, a.engines[rec.Engine])
+		e, err := a.engine(rec.Engine)
+		if err != nil {
+			return 0, err
+		}
+		return 0, a.divider.admit(m.id, rec, e)
 	case stepLaunch:
 		return 0, a.launch(ctx, m, rec)
 	case stepPause:
@@ -173,6 +219,7 @@ func (a *Agent) step(ctx context.Context, m *machine, rec *state.Server, s step)
 	case stepDelete:
 		return 0, a.delete(ctx, m)
 	case stepGone:
+		a.status.forget(m.id) // nothing is written of it after its records are gone
 		return 0, a.Control.Gone(ctx, m.id)
 	}
 	return 0, fmt.Errorf("unknown step %d", s)
@@ -191,6 +238,8 @@ func (a *Agent) failed(ctx context.Context, m *machine, rec *state.Server, revis
 	a.metrics.failure(m.id)
 	if _, err := a.do(ctx, m, rec, plan(wantStopped, guestNone, false, true)); err != nil {
 		a.Logger.Error("undo a start that failed", "server", m.id, "error", err)
+		a.report(m, rec, revision, wantStopped)
+		return 0, errors.Join(cause, err)
 	} else if err := a.tear(m); err != nil {
 		return 0, errors.Join(cause, err)
 	}
@@ -227,9 +276,12 @@ func explain(err error) string {
 func (a *Agent) noteEnd(ctx context.Context, m *machine, rec *state.Server) error {
 	g, _ := m.guestOf()
 	exit := g.Exit()
-	asked := !m.stopAt.IsZero() || rec == nil || !rec.Intent.Delete.IsZero()
-	if asked && exit.Reason != exitOOM {
+	asked := !m.stopAt.IsZero() || rec == nil || stopAsked(rec, m.remembered())
+	switch {
+	case asked && exit.Reason != exitOOM:
 		exit.Reason = exitAsked
+	case exit.Reason == exitAsked: // by a stop that was taken back
+		exit.Reason = "exited"
 	}
 	l := m.remembered()
 	if l.Exit != nil && l.Exit.Time.Equal(exit.Time) {

@@ -16,14 +16,19 @@ import (
 func (a *Agent) resize(ctx context.Context, m *machine, rec *state.Server) error {
 	l := m.remembered()
 	if l.Spec == nil || reflect.DeepEqual(live(l.Spec), live(&rec.Spec)) {
+		a.status.waiting(m.id, "")
 		return nil
+	}
+	e, err := a.engine(rec.Engine)
+	if err != nil {
+		return err
 	}
 	next := *l.Spec
 	next.CPU, next.Memory, next.PIDs, next.Disk = rec.Spec.CPU, rec.Spec.Memory, rec.Spec.PIDs, rec.Spec.Disk
 	applied := *rec
 	if next.Memory.Limit > l.Spec.Memory.Limit { // room first, for a guest that takes it at once
 		applied.Spec = next
-		if err := a.divider.admit(m.id, &applied, a.engines[rec.Engine]); err != nil {
+		if err := a.divider.admit(m.id, &applied, e); err != nil {
 			return fmt.Errorf("change limits: %w", err)
 		}
 	}
@@ -38,7 +43,7 @@ func (a *Agent) resize(ctx context.Context, m *machine, rec *state.Server) error
 		a.status.waiting(m.id, "")
 	}
 	applied.Spec = next
-	if err := a.divider.admit(m.id, &applied, a.engines[rec.Engine]); err != nil {
+	if err := a.divider.admit(m.id, &applied, e); err != nil {
 		return fmt.Errorf("change limits: %w", err)
 	}
 	return m.update(func(l *local) { l.Spec = &next })

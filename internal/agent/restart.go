@@ -11,6 +11,7 @@ const (
 	firstRestart = time.Second
 	lastRestart  = 5 * time.Minute
 	longRun      = 10 * time.Minute
+	shortRun     = 10 * time.Second // a guest that reboots sooner than this is slowed down
 )
 
 // verdict is what follows from the end of a guest.
@@ -21,10 +22,13 @@ type verdict struct {
 }
 
 // afterExit decides what follows when a guest ended by itself after running for ran, having been restarted inRow times.
-// A guest that reboots is started again at once, whatever the policy: it has not ended.
+// A guest that reboots is started again, whatever the policy: it has not ended. One that does nothing else is slowed down.
 func afterExit(p api.RestartPolicy, e api.Exit, ran time.Duration, inRow int) verdict {
 	if e.Reason == exitReboot {
-		return verdict{Restart: true, InRow: inRow}
+		if ran < shortRun {
+			return verdict{Restart: true, Delay: backoff(inRow), InRow: inRow + 1}
+		}
+		return verdict{Restart: true}
 	}
 	if ran >= longRun {
 		inRow = 0

@@ -22,6 +22,8 @@ const retryReport = time.Second
 type reporter struct {
 	a *Agent
 
+	writing sync.Mutex // held over a transaction
+
 	mu     sync.Mutex
 	last   map[string]*state.Status
 	notes  map[string]string // servers of which a change waits for the next start, and why
@@ -114,7 +116,10 @@ func title(s string) string {
 	return strings.ToUpper(s[:1]) + s[1:]
 }
 
+// forget drops a server; on return nothing more is written of it.
 func (r *reporter) forget(id string) {
+	r.writing.Lock()
+	defer r.writing.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.last, id)
@@ -166,6 +171,8 @@ func (r *reporter) run(ctx context.Context) {
 
 // flush writes one batch, and tells whether there is more.
 func (r *reporter) flush(ctx context.Context) bool {
+	r.writing.Lock()
+	defer r.writing.Unlock()
 	r.mu.Lock()
 	var tx store.Tx
 	taken := map[string]*state.Status{}
@@ -195,14 +202,15 @@ func (r *reporter) flush(ctx context.Context) bool {
 	}
 	if _, err := r.a.Store.Commit(ctx, tx); err != nil {
 		r.again(taken, events)
-		if ctx.Err() != nil {
-			return false
+		if ctx.Err() == nil {
+			r.a.Logger.Error("report to the store", "error", err)
+			time.AfterFunc(retryReport, func() {
+				r.mu.Lock()
+				defer r.mu.Unlock()
+				r.wake()
+			})
 		}
-		r.a.Logger.Error("report to the store", "error", err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(retryReport):
-		}
+		return false
 	}
 	return true
 }
@@ -217,7 +225,6 @@ func (r *reporter) again(taken map[string]*state.Status, events []api.Event) {
 		}
 	}
 	r.events = append(events, r.events...)
-	r.wake()
 }
 
 func (a *Agent) accelerator(engine string) string {

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/croftproject/croft/internal/engine"
-	"github.com/croftproject/croft/internal/state"
-	"os"
 	"time"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/engine"
+	"github.com/croftproject/croft/internal/mounts"
+	"github.com/croftproject/croft/internal/state"
 )
 
 func (a *Agent) pause(ctx context.Context, m *machine, halt bool) error {
@@ -32,7 +34,7 @@ func (a *Agent) pause(ctx context.Context, m *machine, halt bool) error {
 // shutdown asks the guest to end, and ends it when its time is over. It does not wait: the guest's end wakes the server.
 func (a *Agent) shutdown(ctx context.Context, m *machine, rec *state.Server) (time.Duration, error) {
 	g, _ := m.guestOf()
-	force := rec == nil || rec.Intent.Force
+	force := rec == nil || rec.Intent.Force && stopAsked(rec, m.remembered())
 	now := a.Now()
 	if m.stopAt.IsZero() && !force {
 		m.stopAt = now.Add(time.Duration(rec.Spec.StopTimeout))
@@ -65,6 +67,12 @@ func (a *Agent) shutdown(ctx context.Context, m *machine, rec *state.Server) (ti
 	return 0, nil
 }
 
+// stopAsked tells whether somebody asked for the server to stop, and that is still to be done: what was said of an earlier
+// stop does not count for a later one.
+func stopAsked(rec *state.Server, l local) bool {
+	return !rec.Intent.Delete.IsZero() || rec.Spec.State == api.StateStopped || rec.Intent.Restart > l.Restarted
+}
+
 const killWait = 10 * time.Second
 
 // release frees what an ended guest held.
@@ -74,6 +82,9 @@ func (a *Agent) release(ctx context.Context, m *machine) error {
 		return nil
 	}
 	if err := g.Release(ctx); err != nil {
+		return err
+	}
+	if err := a.Cgroups.Kill(ctx, m.id); err != nil {
 		return err
 	}
 	m.setGuest(nil, nil)
@@ -93,19 +104,29 @@ func (a *Agent) clean(ctx context.Context, m *machine, rec *state.Server) error 
 	if name == "" && rec != nil {
 		name = rec.Engine
 	}
+	if name != "" {
+		if _, err := a.engine(name); err != nil {
+			return err
+		}
+	}
 	var errs []error
 	for engineName, e := range a.engines {
 		if name == "" || name == engineName {
 			errs = append(errs, e.Clean(ctx, a.bare(m, rec)))
 		}
 	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
 	m.setGuest(nil, nil)
-	errs = append(errs, a.Cgroups.Kill(ctx, m.id))
-	return errors.Join(errs...)
+	return a.Cgroups.Kill(ctx, m.id)
 }
 
 func (a *Agent) removeCgroup(ctx context.Context, m *machine) error {
 	a.divider.leave(m.id)
+	if err := a.Cgroups.Kill(ctx, m.id); err != nil { // what a guest's runtime forgot
+		return err
+	}
 	return a.Cgroups.Remove(ctx, m.id)
 }
 
@@ -114,10 +135,11 @@ func (a *Agent) delete(ctx context.Context, m *machine) error {
 	if err := a.Pool.Delete(ctx, m.id); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(m.run); err != nil {
+	// What may still be mounted there is somebody's: a granted directory.
+	if err := mounts.RemoveAll(m.run); err != nil {
 		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return os.RemoveAll(m.dir)
+	return mounts.RemoveAll(m.dir)
 }

@@ -51,11 +51,11 @@ func (a *Agent) watchNetworks(ctx context.Context) {
 		ids := map[string]bool{}
 		for _, r := range all {
 			ids[strings.TrimPrefix(r.Key, state.Networks)] = true
-			a.nets.record(ctx, store.Event{Record: r})
+			a.nets.record(store.Event{Record: r})
 		}
 		a.nets.seenOnce()
 		a.nets.listed(ctx, ids)
-	}, func(e store.Event) { a.nets.record(ctx, e) })
+	}, func(e store.Event) { a.nets.record(e) })
 }
 
 // follow lists and then watches a prefix, again and again until ctx ends.
@@ -79,46 +79,64 @@ func follow(ctx context.Context, a *Agent, prefix string, all func([]store.Recor
 	}
 }
 
+// takeAll takes all records in at once: no run sees some of them only.
 func (a *Agent) takeAll(all []store.Record) {
-	a.mu.Lock()
-	gone := a.desired
-	a.foreign = map[string]bool{}
-	a.desired, a.revision = map[string]*state.Server{}, map[string]int64{}
-	a.mu.Unlock()
+	desired, revision, foreign := map[string]*state.Server{}, map[string]int64{}, map[string]bool{}
 	for _, r := range all {
-		a.take(store.Event{Record: r})
-		delete(gone, strings.TrimPrefix(r.Key, state.Servers))
+		id := strings.TrimPrefix(r.Key, state.Servers)
+		if rec := a.ours(id, r); rec != nil {
+			desired[id], revision[id] = rec, r.Revision
+		} else {
+			foreign[id] = true
+		}
 	}
-	for id := range gone {
+	a.mu.Lock()
+	before := a.desired
+	a.desired, a.revision, a.foreign = desired, revision, foreign
+	a.mu.Unlock()
+	for id, rec := range desired {
+		a.nets.names(id, before[id], rec, a.HostID)
+		delete(before, id)
+	}
+	for id, rec := range before {
+		a.nets.names(id, rec, nil, a.HostID)
 		a.loop.Wake(id)
 	}
 }
 
-// take takes a record in, if it is of this host.
+// ours decodes a record; nil where it is another host's, or damaged: then what the host has of it is left alone.
+func (a *Agent) ours(id string, r store.Record) *state.Server {
+	rec := &state.Server{}
+	if err := json.Unmarshal(r.Value, rec); err != nil {
+		a.Logger.Error("record of a server can't be read; what the host has of it is left as it is", "server", id, "error", err)
+		return nil
+	}
+	if rec.HostID != a.HostID {
+		return nil
+	}
+	return rec
+}
+
+// take takes one change in.
 func (a *Agent) take(e store.Event) {
 	id := strings.TrimPrefix(e.Key, state.Servers)
 	var rec *state.Server
 	if !e.Deleted {
-		rec = &state.Server{}
-		if err := json.Unmarshal(e.Value, rec); err != nil {
-			a.Logger.Error("record of a server is damaged; it is left as it is", "server", id, "error", err)
-			return
-		}
+		rec = a.ours(id, e.Record)
 	}
 	a.mu.Lock()
 	before := a.desired[id]
+	delete(a.desired, id)
+	delete(a.revision, id)
 	delete(a.foreign, id)
-	if rec == nil || rec.HostID != a.HostID {
-		delete(a.desired, id)
-		delete(a.revision, id)
-		if rec != nil {
-			a.foreign[id] = true
-		}
-	} else {
+	switch {
+	case rec != nil:
 		a.desired[id], a.revision[id] = rec, e.Revision
+	case !e.Deleted:
+		a.foreign[id] = true
 	}
 	a.mu.Unlock()
-	a.nets.names(id, before, rec)
+	a.nets.names(id, before, rec, a.HostID)
 }
 
 // adopt finds the guests that outlived the daemon, many at a time, and the order in which the rest is to start.
@@ -135,13 +153,11 @@ func (a *Agent) adopt(ctx context.Context, left []string) {
 				return
 			}
 			rec, _, _ := a.record(id)
-			a.recoverGuest(ctx, m, rec)
-			if rec != nil && m.state() == guestNone {
-				a.afterReboot(ctx, m, rec)
-			}
+			m.unknown = a.recoverGuest(ctx, m, rec)
 		})
 	}
 	wg.Wait()
-	a.nets.adopted(ctx)
+	a.afterReboot(ctx)
+	a.nets.adopted()
 	a.divider.wake()
 }

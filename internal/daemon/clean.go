@@ -10,6 +10,8 @@ import (
 	"github.com/croftproject/croft/internal/cgroup"
 	"github.com/croftproject/croft/internal/hostnet/linux"
 	"github.com/croftproject/croft/internal/keeper"
+	"github.com/croftproject/croft/internal/mounts"
+	"golang.org/x/sys/unix"
 )
 
 // ErrServersRun says that a host still has running servers.
@@ -33,7 +35,7 @@ func Clean(ctx context.Context, o Options) error {
 	if err := d.endKeeper(ctx); err != nil {
 		return err
 	}
-	for _, group := range []string{d.group, d.group + "-keeper"} {
+	for _, group := range []string{d.group, d.group + "-keeper", d.group + "-probe"} {
 		if err := removeGroup(ctx, group); err != nil {
 			return err
 		}
@@ -41,7 +43,17 @@ func Clean(ctx context.Context, o Options) error {
 	if err := d.removeNetworks(ctx); err != nil {
 		return err
 	}
-	return os.RemoveAll(o.RunDir)
+	// Volumes that are open are closed: their loop devices go with the mounts.
+	at, err := mounts.Below(o.StateDir)
+	if err != nil {
+		return err
+	}
+	for _, m := range at {
+		if err := unix.Unmount(m, unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("unmount %s: %w", m, err)
+		}
+	}
+	return mounts.RemoveAll(o.RunDir)
 }
 
 // endKeeper ends the keeper where one serves.

@@ -5,7 +5,6 @@ package reconcile
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"runtime/debug"
 	"sync"
@@ -139,7 +138,7 @@ func (l *Loop) end(name string, k *key, again time.Duration, err error) {
 	switch {
 	case l.ctx == nil:
 		return
-	case err != nil && !errors.Is(err, context.Canceled):
+	case err != nil:
 		again = firstBackoff << min(k.errors, 12)
 		again = min(again, lastBackoff)
 		k.errors++

@@ -1,6 +1,7 @@
 package seed
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"github.com/croftproject/croft/api"
 	"github.com/diskfs/go-diskfs"
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/sys/unix"
 )
 
 var meta = api.Meta{ID: "01abc", Name: "web"}
@@ -99,6 +101,29 @@ func TestWriteTree(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(outside); len(left) > 0 {
 		t.Errorf("written outside: %v", left)
+	}
+}
+
+// A guest can leave anything where a file is expected: what blocks its reader, or has no end.
+func TestFilesThatAreNone(t *testing.T) {
+	for name, plant := range map[string]func(path string) error{
+		"pipe":   func(path string) error { return unix.Mkfifo(path, 0o600) },
+		"sparse": func(path string) error { return errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 1<<40)) },
+		"link":   func(path string) error { return os.Symlink("/dev/zero", path) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			tree := t.TempDir()
+			path := filepath.Join(tree, "etc/hostname")
+			if err := errors.Join(os.Mkdir(filepath.Dir(path), 0o755), plant(path)); err != nil {
+				t.Fatal(err)
+			}
+			if err := Render(meta, nil, nil).WriteTree(tree, os.Getuid(), false); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := os.ReadFile(path); string(got) != "web\n" {
+				t.Errorf("%q, %v", got, err)
+			}
+		})
 	}
 }
 
