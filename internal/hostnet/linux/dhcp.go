@@ -61,6 +61,11 @@ func (l leases) reply(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
 	if id := m.ServerIdentifier(); id != nil && !id.Equal(server) {
 		return nil
 	}
+	// A client that says what address it has is answered there: it must be its own, not one of its choice.
+	foreign := !unset(m.ClientIPAddr) && !m.ClientIPAddr.Equal(le.addr.AsSlice())
+	if foreign && m.MessageType() != dhcpv4.MessageTypeRequest {
+		return nil
+	}
 	switch m.MessageType() {
 	case dhcpv4.MessageTypeDiscover:
 		return l.give(m, le, dhcpv4.MessageTypeOffer)
@@ -71,7 +76,7 @@ func (l leases) reply(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
 		if unset(asked) {
 			asked = m.ClientIPAddr
 		}
-		if ip, ok := netip.AddrFromSlice(asked.To4()); ok && ip == le.addr {
+		if ip, ok := netip.AddrFromSlice(asked.To4()); ok && ip == le.addr && !foreign {
 			return l.give(m, le, dhcpv4.MessageTypeAck)
 		}
 		nak, err := dhcpv4.NewReplyFromRequest(m,
@@ -114,6 +119,8 @@ func (l leases) give(m *dhcpv4.DHCPv4, le lease, kind dhcpv4.MessageType) *dhcpv
 
 func unset(ip net.IP) bool { return len(ip) == 0 || ip.IsUnspecified() }
 
+// serveDHCP answers until the socket is closed. What goes wrong with a packet, guests can bring about as often as they
+// like: it is no warning.
 func (s *services) serveDHCP(c *net.UDPConn) {
 	buf := make([]byte, 64<<10)
 	for {
@@ -122,7 +129,7 @@ func (s *services) serveDHCP(c *net.UDPConn) {
 			return
 		}
 		if err != nil {
-			s.log.Warn("read DHCP request", "error", err)
+			s.log.Debug("read DHCP request", "error", err)
 			continue
 		}
 		s.guard("DHCP", func() { s.answerDHCP(c, buf[:n]) })
@@ -140,7 +147,7 @@ func (s *services) answerDHCP(c *net.UDPConn, b []byte) {
 	}
 	to := s.destination(m, r)
 	if _, err := c.WriteToUDP(r.ToBytes(), &net.UDPAddr{IP: to, Port: dhcpv4.ClientPort}); err != nil {
-		s.log.Warn("answer DHCP", "mac", m.ClientHWAddr, "error", err)
+		s.log.Debug("answer DHCP", "mac", m.ClientHWAddr, "error", err)
 	}
 }
 
@@ -159,7 +166,7 @@ func (s *services) destination(m, r *dhcpv4.DHCPv4) net.IP {
 		IP: r.YourIPAddr, HardwareAddr: m.ClientHWAddr})
 	if err != nil {
 		if !errors.Is(err, unix.ENODEV) {
-			s.log.Warn("tell the kernel a client's address", "mac", m.ClientHWAddr, "error", err)
+			s.log.Debug("tell the kernel a client's address", "mac", m.ClientHWAddr, "error", err)
 		}
 		return net.IPv4bcast
 	}

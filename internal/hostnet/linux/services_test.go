@@ -73,6 +73,10 @@ func TestLeases(t *testing.T) {
 		{"another server", msg(dhcpv4.MessageTypeRequest, asks("10.7.0.2"),
 			dhcpv4.WithOption(dhcpv4.OptServerIdentifier(net.IPv4(10, 7, 0, 99)))), dhcpv4.MessageTypeNone, ""},
 		{"inform", msg(dhcpv4.MessageTypeInform, dhcpv4.WithClientIP(net.IPv4(10, 7, 0, 2))), dhcpv4.MessageTypeAck, "0.0.0.0"},
+		{"inform from elsewhere", msg(dhcpv4.MessageTypeInform, dhcpv4.WithClientIP(net.IPv4(192, 0, 2, 9))), dhcpv4.MessageTypeNone, ""},
+		{"discover from elsewhere", msg(dhcpv4.MessageTypeDiscover, dhcpv4.WithClientIP(net.IPv4(192, 0, 2, 9))), dhcpv4.MessageTypeNone, ""},
+		{"request from elsewhere", msg(dhcpv4.MessageTypeRequest, asks("10.7.0.2"), dhcpv4.WithClientIP(net.IPv4(192, 0, 2, 9))),
+			dhcpv4.MessageTypeNak, "0.0.0.0"},
 		{"release", msg(dhcpv4.MessageTypeRelease), dhcpv4.MessageTypeNone, ""},
 		{"relayed", msg(dhcpv4.MessageTypeDiscover, dhcpv4.WithGatewayIP(net.IPv4(10, 7, 0, 5))), dhcpv4.MessageTypeNone, ""},
 		{"stranger", msg(dhcpv4.MessageTypeDiscover, dhcpv4.WithHwAddr(net.HardwareAddr{2, 3, 4, 5, 6, 7})), dhcpv4.MessageTypeOffer, "x"},
@@ -86,6 +90,8 @@ func TestLeases(t *testing.T) {
 			}
 		case r == nil && c.want != dhcpv4.MessageTypeNone:
 			t.Errorf("%s: silence", c.name)
+		case r != nil && c.want == dhcpv4.MessageTypeNone:
+			t.Errorf("%s: %s", c.name, r.Summary())
 		case r != nil && (r.MessageType() != c.want || r.YourIPAddr.String() != c.addr):
 			t.Errorf("%s: %s", c.name, r.Summary())
 		}
