@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"math"
 	goruntime "runtime"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -56,8 +57,9 @@ func refuse(errno unix.Errno, names []string, args ...specs.LinuxSeccompArg) spe
 	return specs.LinuxSyscall{Names: names, Action: specs.ActErrno, ErrnoRet: &code, Args: args}
 }
 
+// equal holds where the argument, an int, is the value. The kernel looks at its lower half only, whatever is above.
 func equal(index uint, value uint64) specs.LinuxSeccompArg {
-	return specs.LinuxSeccompArg{Index: index, Op: specs.OpEqualTo, Value: value}
+	return specs.LinuxSeccompArg{Index: index, Op: specs.OpMaskedEqual, Value: math.MaxUint32, ValueTwo: value}
 }
 
 // masked holds where the flag is set in the argument.

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -242,5 +243,29 @@ func TestBundleKeepsWhatIsNotItsOwn(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(held, "precious")); errors.Is(err, os.ErrNotExist) {
 		t.Error("a file in a grant was removed")
+	}
+}
+
+// The kernel takes the family of a socket from an int: bits above it hide no family from the filter.
+func TestSocketFamilies(t *testing.T) {
+	refused := func(family uint64) bool {
+		for _, call := range seccomp(system).Syscalls {
+			if !slices.Equal(call.Names, []string{"socket"}) {
+				continue
+			}
+			arg := call.Args[0]
+			if arg.Op == specs.OpEqualTo && family == arg.Value || arg.Op == specs.OpMaskedEqual && family&arg.Value == arg.ValueTwo {
+				return true
+			}
+		}
+		return false
+	}
+	for _, family := range []uint64{unix.AF_VSOCK, unix.AF_ALG} {
+		if !refused(family) || !refused(1<<32|family) {
+			t.Errorf("family %d is not refused", family)
+		}
+	}
+	if refused(unix.AF_INET) || refused(unix.AF_UNIX) {
+		t.Error("a family that guests need is refused")
 	}
 }
