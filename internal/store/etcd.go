@@ -156,7 +156,7 @@ func rangeEnd(prefix string) string {
 func (e *Etcd) Commit(ctx context.Context, tx Tx) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
-	if err := e.room(len(tx.Puts) > 0); err != nil {
+	if err := e.room(tx.Frees || len(tx.Puts) == 0); err != nil {
 		return 0, err
 	}
 	for attempt := 0; ; attempt++ {
@@ -202,8 +202,9 @@ func (e *Etcd) commit(ctx context.Context, tx Tx) (int64, error) {
 	return r.Header.Revision, nil
 }
 
-// room refuses writes while the disk below the embedded member is nearly full. Deletions may use the last of it.
-func (e *Etcd) room(puts bool) error {
+// room refuses writes while the disk below the embedded member is nearly full. Those that free space may use a part of
+// what is kept.
+func (e *Etcd) room(frees bool) error {
 	if e.member == nil {
 		return nil
 	}
@@ -212,7 +213,7 @@ func (e *Etcd) room(puts bool) error {
 		return fmt.Errorf("%w: %s: %v", ErrUnavailable, e.dir, err)
 	}
 	free, need := int64(fs.Bavail)*fs.Bsize, e.minFree
-	if !puts {
+	if frees {
 		need /= 4
 	}
 	if free < need {

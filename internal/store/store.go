@@ -43,6 +43,9 @@ type Tx struct {
 	Checks  []Check
 	Puts    []Put
 	Deletes []string
+	// Frees says that the transaction ends something or gives space back, or reports what is: it may use the space that
+	// is kept free for such. Transactions without puts always may.
+	Frees bool
 }
 
 // Check demands that a record is at a revision; zero: that there is none.
