@@ -204,6 +204,7 @@ func (w *world) must(err error) {
 
 func (w *world) register(m Machine) {
 	w.t.Helper()
+	m.Own = true
 	id, err := w.RegisterHost(w.t.Context(), m)
 	w.must(err)
 	w.hostID = id

@@ -19,31 +19,44 @@ type Machine struct {
 	Name     string
 	Capacity api.Resources // CPU, Memory, Disk of the pool
 	CPUs     []int         // host CPUs that can be dedicated
+
+	// ID is the host's id as the machine keeps it; empty before its first start.
+	ID string
+	// Keep makes an id durable on the machine. It is called before a record is made with an id that is not ID.
+	Keep func(id string) error
+	// Own says that no other machine uses the store: a host of that name in it can only be this one.
+	Own bool
+	// Holds is what the machine has of servers, in words; empty: nothing.
+	Holds string
 }
 
-// RegisterHost makes the record of this daemon's host, or brings its capacity up to date, and returns the host's id.
-// Jobs of the host that an earlier daemon did not end are marked failed, and content that no image has is removed.
+// RegisterHost makes the record of this daemon's host, or brings its capacity up to date, and returns the host's id. It
+// refuses, and changes nothing, where the store can't be the one that the machine belongs to.
+// Jobs of the host that an earlier daemon did not end are marked failed, and content that they left is removed.
 func (c *Control) RegisterHost(ctx context.Context, m Machine) (string, error) {
 	var f faults
 	checkName(&f, m.Name)
 	if err := f.err(); err != nil {
 		return "", fmt.Errorf("register host %q: %w", m.Name, err)
 	}
-	fresh := c.ids.next()
-	id := fresh
-	_, err := c.admit(ctx, func(d *draft) error {
-		m.Capacity.Servers = 0
-		if e := d.ix.tables[kindHost].named("", m.Name); e != nil {
-			id = e.meta.ID
-			old := d.ix.hosts[id].v
-			next := *old
+	m.Capacity.Servers = 0
+	id, err := c.identify(&m)
+	if err != nil {
+		return "", err
+	}
+	_, err = c.admit(ctx, func(d *draft) error {
+		d.Frees = true // a daemon that can't start frees nothing
+		if r, ok := d.ix.hosts[id]; ok {
+			next := *r.v
 			next.Capacity, next.CPUs = m.Capacity, m.CPUs
-			if !same(&next, old) {
+			if !same(&next, r.v) {
 				d.put(state.Hosts+id, &next)
 			}
 			return nil
 		}
-		id = fresh
+		if e := d.ix.tables[kindHost].named("", m.Name); e != nil {
+			return otherHost(m.Name, e.meta.ID)
+		}
 		h := &state.Host{Meta: api.Meta{Name: m.Name, ID: id, Created: c.o.Now().UTC()}, Capacity: m.Capacity, CPUs: m.CPUs}
 		fillHost(&h.Spec)
 		d.make(state.Hosts+id, h)
@@ -56,13 +69,50 @@ func (c *Control) RegisterHost(ctx context.Context, m Machine) (string, error) {
 		return "", err
 	}
 	c.host.Store(&id)
-	if err := c.failLostJobs(ctx, id); err != nil {
-		return "", err
+	lost, err := c.failLostJobs(ctx, id)
+	if err != nil || lost == 0 {
+		return id, err
 	}
 	return id, c.dropLost(ctx)
 }
 
-// dropLost removes content that no image has: it was made by a job that did not end.
+// identify finds the id of a machine, or gives it one, which it keeps from then on.
+func (c *Control) identify(m *Machine) (string, error) {
+	c.ix.mu.RLock()
+	named := c.ix.tables[kindHost].named("", m.Name)
+	known, ok := c.ix.hosts[m.ID]
+	c.ix.mu.RUnlock()
+	switch {
+	case m.ID != "" && ok && known.v.Meta.Name != m.Name:
+		return "", fmt.Errorf("host %s is called %q in the store, not %q: start it by that name", m.ID, known.v.Meta.Name, m.Name)
+	case m.ID != "" && ok:
+		return m.ID, nil
+	case named != nil && (m.ID != "" || !m.Own):
+		return "", otherHost(m.Name, named.meta.ID)
+	case m.ID != "" && m.Holds != "":
+		return "", fmt.Errorf("the store does not know host %s, and this machine has %s of it: the store was lost, or is another one. "+
+			"Nothing was touched. Restore the store that the host belongs to; or, to start anew without what is here, remove the file host-id", m.ID, m.Holds)
+	case m.ID != "":
+		return m.ID, nil
+	}
+	id := c.ids.next()
+	if named != nil { // it was registered before machines kept their ids
+		id = named.meta.ID
+	}
+	if m.Keep == nil {
+		return id, nil
+	}
+	return id, m.Keep(id)
+}
+
+// otherHost is the error of a name that another machine has.
+func otherHost(name, id string) error {
+	return fmt.Errorf("the name %q belongs to another machine in the store (host %s): give this one a name of its own with --host; "+
+		"if that machine is gone for good, delete the host first", name, id)
+}
+
+// dropLost removes content that no image has, after a job was found that did not end: it may have made some. Without such
+// a job content stays, because a store that came up empty has no images either.
 func (c *Control) dropLost(ctx context.Context) error {
 	c.work.content.Lock()
 	defer c.work.content.Unlock()

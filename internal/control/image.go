@@ -155,8 +155,8 @@ func (c images) Delete(ctx context.Context, who httpapi.Caller, tenant, name str
 	return &last, nil
 }
 
-// dropContent removes content that no image has. What can't be removed now is removed at the next start. The caller
-// holds the lock of contents.
+// dropContent removes content that no image has. What can't be removed stays, and the log names it. The caller holds the
+// lock of contents.
 func (c *Control) dropContent(ctx context.Context, digest string) {
 	if digest == "" || c.digests()[digest] {
 		return

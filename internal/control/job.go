@@ -332,9 +332,10 @@ func imageProblem(ctx context.Context, err error) *api.Problem {
 	return api.Errorf(api.CodeInternal, "%v", err)
 }
 
-// failLostJobs marks the jobs that a daemon of this host did not end: they died with it.
-func (c *Control) failLostJobs(ctx context.Context, hostID string) error {
-	_, err := c.write(ctx, func(d *draft) error {
+// failLostJobs marks the jobs that a daemon of this host did not end: they died with it. It returns their number.
+func (c *Control) failLostJobs(ctx context.Context, hostID string) (lost int, err error) {
+	_, err = c.write(ctx, func(d *draft) error {
+		d.Frees, lost = true, 0
 		for id, r := range d.ix.jobs {
 			if r.v.HostID != hostID || r.v.Status.Phase != api.JobRunning {
 				continue
@@ -344,8 +345,9 @@ func (c *Control) failLostJobs(ctx context.Context, hostID string) error {
 			next.Status.Error = "the daemon ended while the job ran; start it again"
 			next.Status.Finished = c.o.Now().UTC()
 			d.put(state.Jobs+id, &next)
+			lost++
 		}
 		return nil
 	})
-	return err
+	return lost, err
 }

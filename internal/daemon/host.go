@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -26,12 +27,21 @@ func (d *Daemon) register(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.hostID, err = d.control.RegisterHost(ctx, control.Machine{
+	m := control.Machine{
 		Name: d.o.Host, CPUs: d.facts.CPUs,
 		Capacity: api.Resources{CPU: api.MilliCPU(len(d.facts.CPUs)) * api.CPU1, Memory: d.facts.Memory, Disk: info.Capacity},
-	})
-	if err != nil {
+		Own:      len(d.o.EtcdEndpoints) == 0,
+	}
+	path := filepath.Join(d.o.StateDir, "host-id")
+	if m.ID, err = readWord(path); err != nil {
 		return err
+	}
+	m.Keep = func(id string) error { return writeWord(path, id) }
+	if m.Holds, err = holds(d.o.StateDir); err != nil {
+		return err
+	}
+	if d.hostID, err = d.control.RegisterHost(ctx, m); err != nil {
+		return fmt.Errorf("register %s: %w", d.o.StateDir, err)
 	}
 	return d.reserve()
 }

@@ -3,8 +3,10 @@ package daemon
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -71,21 +73,73 @@ func memTotal() (api.Bytes, error) {
 // hostName reads the name that the state directory's host has had since its first start, or keeps the one given: a host
 // whose hostname(1) changes stays the host that its servers are placed on.
 func hostName(path, given, hostname string) (string, error) {
-	data, err := os.ReadFile(path)
-	if os.IsNotExist(err) {
-		if given == "" {
-			given = label(hostname)
-		}
-		return given, os.WriteFile(path, []byte(given+"\n"), 0o600)
-	}
+	kept, err := readWord(path)
 	if err != nil {
 		return "", err
 	}
-	kept := strings.TrimSpace(string(data))
+	if kept == "" {
+		if given == "" {
+			given = label(hostname)
+		}
+		return given, writeWord(path, given)
+	}
 	if given != "" && given != kept {
 		return "", fmt.Errorf("this state directory is host %q, not %q: leave --host out, or give another --state-dir", kept, given)
 	}
 	return kept, nil
+}
+
+// readWord reads a file of one word. It is empty where there is no file, or nothing in it.
+func readWord(path string) (string, error) {
+	data, err := os.ReadFile(path)
+	if err != nil && !os.IsNotExist(err) {
+		return "", err
+	}
+	return strings.TrimSpace(string(data)), nil
+}
+
+// writeWord writes a file of one word, whole or not at all, also over a loss of power.
+func writeWord(path, word string) error {
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(word + "\n")
+	if err == nil {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// holds says in words what a state directory has of servers; empty: nothing.
+func holds(stateDir string) (string, error) {
+	var parts []string
+	for _, what := range []string{"servers", "volumes"} {
+		entries, err := os.ReadDir(filepath.Join(stateDir, what))
+		if err != nil && !os.IsNotExist(err) {
+			return "", err
+		}
+		n := 0
+		for _, e := range entries {
+			if !strings.HasPrefix(e.Name(), ".") && e.IsDir() { // else it is the pool's own
+				n++
+			}
+		}
+		if n > 0 {
+			parts = append(parts, fmt.Sprintf("%d directories in %s", n, filepath.Join(stateDir, what)))
+		}
+	}
+	return strings.Join(parts, " and "), nil
 }
 
 // label makes a DNS label (RFC 1035) of a hostname: its first part, in lower case, with what is not allowed as dashes.

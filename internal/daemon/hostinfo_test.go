@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"os"
 	"path/filepath"
 	"testing"
 )
@@ -26,5 +27,32 @@ func TestHostNameStays(t *testing.T) {
 	}
 	if _, err := hostName(path, "beta", "beta"); err == nil {
 		t.Error("another name was taken")
+	}
+	// A file that a loss of power left empty is no name.
+	if err := os.Truncate(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if got, err := hostName(path, "", "gamma"); got != "gamma" || err != nil {
+			t.Errorf("%q, %v; want gamma", got, err)
+		}
+	}
+}
+
+func TestHolds(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"volumes/.templates", "servers"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := holds(dir); got != "" || err != nil {
+		t.Errorf("%q, %v; want nothing", got, err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "servers", "01x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := holds(dir); got != "1 directories in "+dir+"/servers" || err != nil {
+		t.Errorf("%q, %v", got, err)
 	}
 }
