@@ -48,7 +48,12 @@ func (g *guests) Console(ctx context.Context, who httpapi.Caller, tenant, name s
 		return nil, err
 	}
 	stream, err := g.keeper.Attach(ctx, s.ID, sizes(ctx, resize))
-	if err != nil {
+	switch {
+	case errors.Is(err, keeper.ErrNoConsole):
+		return nil, api.Errorf(api.CodeWrongState, "the console of server %s was lost with the keeper that held it: restart the server to have one again", name)
+	case errors.Is(err, keeper.ErrEnded), errors.Is(err, keeper.ErrUnknown):
+		return nil, api.Errorf(api.CodeWrongState, "server %s has just ended", name)
+	case err != nil:
 		return nil, fmt.Errorf("console of %s: %w", name, err)
 	}
 	return stream, nil
