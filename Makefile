@@ -24,19 +24,25 @@ demo: build
 demo-down:
 	@scripts/demo.sh down
 
+# Unit to end-to-end: the latter run build/croft on hosts of their own.
 test:
 	@scripts/setup.sh test
 	@$(MAKE) --no-print-directory build
 	go vet ./...
-	scripts/test.sh ./...
+	CROFT_BIN=$(CURDIR)/build/croft scripts/test.sh ./...
+	@$(MAKE) --no-print-directory test-race
 
-# The parts whose promise is about races, under the race detector (which needs cgo).
+# The promises that races could break, under the race detector (which needs cgo).
 test-race:
 	@scripts/setup.sh test
-	CGO_ENABLED=1 go test -race ./internal/control/... ./internal/ledger/... ./internal/reconcile/... ./internal/agent/...
+	CGO_ENABLED=1 scripts/test.sh -race -run 'Race|Admit|Concurrent|Exactly' ./internal/control ./internal/ledger
+	CGO_ENABLED=1 scripts/test.sh -race ./internal/reconcile ./internal/agent
+
+test-unit:
+	scripts/test.sh ./api/... ./client/... ./cmd/... ./internal/...
 
 test-e2e: build
-	go test ./test/e2e/... -count=1
+	CROFT_BIN=$(CURDIR)/build/croft scripts/test.sh ./test/e2e/...
 
 test-lab:
 	@scripts/setup.sh test
@@ -56,7 +62,8 @@ docs:
 	go generate ./...
 
 lint:
-	go -C tools tool golangci-lint run ../...
+	@test -z "$$(gofmt -l api client cmd internal test *.go)" || { gofmt -l api client cmd internal test *.go; exit 1; }
+	go vet ./...
 
 fuzz:
 	scripts/fuzz.sh

@@ -19,7 +19,7 @@ runtime=(
 build=(make git dpkg-dev jq)
 tests=(gcc libc6-dev iputils-ping socat xfsprogs nftables iperf3 genisoimage zstd)
 peers=(lxd lxd-client libvirt-daemon-system libvirt-clients)
-go_version=1.26.0
+go_version=$(sed -n 's/^go //p' "$(dirname "$0")/../go.mod")
 
 say() { printf '\033[2m· %s\033[0m\n' "$*" >&2; }
 
