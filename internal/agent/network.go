@@ -234,6 +234,10 @@ func (n *networks) set(ctx context.Context, id string) error {
 		}
 		n.mu.Lock()
 	}
+	if len(net.ports) == 0 { // the last port went while this waited: a Set would make what was just removed
+		n.mu.Unlock()
+		return n.leave(ctx, id)
+	}
 	if net.spec == nil {
 		n.mu.Unlock()
 		return fmt.Errorf("network %s is not known here yet", id)
