@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,7 +15,12 @@ import (
 	"github.com/croftproject/croft/client"
 )
 
-const cpuWindow = 10 * time.Second
+// cpuWindow is how long CPU time is measured, windows how often. The median counts: where the kernel's balancer moves the
+// processes of one server onto one processor, it is a while before they are spread again.
+const (
+	cpuWindow = 10 * time.Second
+	windows   = 3
+)
 
 // cpuEntitlement has two servers with entitlements of 3 to 1 want every processor.
 func cpuEntitlement(ctx context.Context, l *lab) ([]Row, error) {
@@ -27,9 +33,13 @@ func cpuEntitlement(ctx context.Context, l *lab) ([]Row, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, b := used["big"].Seconds(), used["little"].Seconds()
-	return []Row{NewRow("cpu/entitlement", "", a/b, None, "", Within(3, 0.05),
-		fmt.Sprintf("%.2f s to %.2f s of CPU in %s, %d spinning processes each", a, b, cpuWindow, n))}, nil
+	var ratios []float64
+	for i := range windows {
+		ratios = append(ratios, used["big"][i]/used["little"][i])
+	}
+	slices.Sort(ratios)
+	return []Row{NewRow("cpu/entitlement", "", ratios[windows/2], None, "", Within(3, 0.05),
+		fmt.Sprintf("%d spinning processes each, in windows of %s: %.3g; the two together had %.2f CPUs", n, cpuWindow, ratios, used["big"][0]+used["little"][0]))}, nil
 }
 
 // cpuCap has a server that may have 30% of a processor want them all.
@@ -40,13 +50,14 @@ func cpuCap(ctx context.Context, l *lab) ([]Row, error) {
 	if err != nil {
 		return nil, err
 	}
-	share := 100 * used["capped"].Seconds() / cpuWindow.Seconds()
-	return []Row{NewRow("cpu/cap", "%", share, None, "", Within(30, 0.03), fmt.Sprintf("of a CPU, over %s", cpuWindow))}, nil
+	shares := slices.Sorted(slices.Values(used["capped"]))
+	return []Row{NewRow("cpu/cap", "%", 100*shares[windows/2], None, "", Within(30, 0.03),
+		fmt.Sprintf("of a CPU, in windows of %s: %.3g", cpuWindow, shares))}, nil
 }
 
-// spin runs servers that do nothing but spin, with as many processes each as there are processors, and returns the CPU
-// time that each got in the window.
-func spin(ctx context.Context, l *lab, specs map[string]api.ServerSpec) (map[string]time.Duration, error) {
+// spin runs servers that do nothing but spin, with as many processes each as there are processors, and returns how many
+// processors each used in each window.
+func spin(ctx context.Context, l *lab, specs map[string]api.ServerSpec) (map[string][]float64, error) {
 	h, err := l.Host(ctx)
 	if err != nil {
 		return nil, err
@@ -70,27 +81,29 @@ func spin(ctx context.Context, l *lab, specs map[string]api.ServerSpec) (map[str
 	if err := h.spun(ctx, names, 200*time.Millisecond); err != nil {
 		return nil, err
 	}
+	used := map[string][]float64{}
 	before, began, err := h.cpuUsed(ctx)
-	if err != nil {
-		return nil, err
+	for range windows {
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case <-time.After(cpuWindow):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		var after map[string]time.Duration
+		var ended time.Time
+		if after, ended, err = h.cpuUsed(ctx); err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			used[name] = append(used[name], (after[name]-before[name]).Seconds()/ended.Sub(began).Seconds())
+		}
+		before, began = after, ended
 	}
-	select {
-	case <-time.After(cpuWindow):
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	after, ended, err := h.cpuUsed(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := h.Delete(ctx, names...); err != nil {
-		return nil, err
-	}
-	used := map[string]time.Duration{}
-	for _, name := range names {
-		used[name] = time.Duration(float64(after[name]-before[name]) * cpuWindow.Seconds() / ended.Sub(began).Seconds())
-	}
-	return used, nil
+	_, err = h.Delete(ctx, names...)
+	return used, err
 }
 
 // spun waits until each server has used some CPU: its spinners run.
@@ -98,7 +111,10 @@ func (h *host) spun(ctx context.Context, names []string, least time.Duration) er
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	first, _, err := h.cpuUsed(ctx)
-	for poll := time.NewTicker(50 * time.Millisecond); err == nil; {
+	if err != nil {
+		return err
+	}
+	for poll := time.NewTicker(50 * time.Millisecond); ; {
 		now, _, err := h.cpuUsed(ctx)
 		if err != nil {
 			return err
@@ -117,7 +133,6 @@ func (h *host) spun(ctx context.Context, names []string, least time.Duration) er
 			return fmt.Errorf("servers %v do not spin: %w", names, ctx.Err())
 		}
 	}
-	return err
 }
 
 // cpuUsed is the CPU time of servers as the API tells it, and when it was read.

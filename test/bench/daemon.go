@@ -82,7 +82,7 @@ func daemonAdopt(ctx context.Context, l *lab) ([]Row, error) {
 		return nil, err
 	}
 	names := numbered("old", n)
-	if _, err := h.LaunchAll(ctx, names, many(api.ModelOS), ready); err != nil {
+	if _, err := h.LaunchAll(ctx, names, many(api.ModelOS), running); err != nil {
 		return nil, err
 	}
 	var answers, adopts []time.Duration

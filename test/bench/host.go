@@ -26,7 +26,7 @@ const (
 	network = "bench"
 	image   = "micro"
 	// patience is how long anything may take.
-	patience = 3 * time.Minute
+	patience = 2 * time.Minute
 )
 
 // host is a host of this run's own: a network namespace, directories, and a daemon process.

@@ -124,7 +124,7 @@ func osMemory(ctx context.Context, l *lab) ([]Row, error) {
 		return nil, err
 	}
 	names := numbered("mem", n)
-	if _, err := h.LaunchAll(ctx, names, many(api.ModelOS), ready); err != nil { // what grows once has grown
+	if _, err := h.LaunchAll(ctx, names, many(api.ModelOS), running); err != nil { // what grows once has grown
 		return nil, err
 	}
 	if _, err := h.Delete(ctx, names...); err != nil {
@@ -134,7 +134,7 @@ func osMemory(ctx context.Context, l *lab) ([]Row, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := h.LaunchAll(ctx, names, many(api.ModelOS), ready); err != nil {
+	if _, err := h.LaunchAll(ctx, names, many(api.ModelOS), running); err != nil {
 		return nil, err
 	}
 	after, err := h.overhead(ctx)

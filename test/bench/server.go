@@ -104,10 +104,19 @@ func (h *host) LaunchAll(ctx context.Context, names []string, spec api.ServerSpe
 				left--
 			}
 		case <-ctx.Done():
-			return nil, errors.New("servers did not start in time")
+			return nil, late(lives, names, index)
 		}
 	}
 	return lives, nil
+}
+
+// late names a server that did not start in time.
+func late(lives []life, names []string, left map[string]int) error {
+	for name, i := range left {
+		st := lives[i].Server.Status
+		return fmt.Errorf("%d of %d servers did not start in time; %s is %q, ready %v: %s", len(left), len(names), name, st.Phase, st.Ready, st.Message)
+	}
+	return errors.New("servers did not start in time")
 }
 
 func (l *life) see(s api.Server, began time.Time) {
