@@ -35,7 +35,7 @@ test:
 # The promises that races could break, under the race detector (which needs cgo).
 test-race:
 	@scripts/setup.sh test
-	CGO_ENABLED=1 scripts/test.sh -race -run 'Race|Admit|Concurrent|Exactly' ./internal/control ./internal/ledger
+	CGO_ENABLED=1 scripts/test.sh -race -run 'Concurrent|TwoControl|Storm' ./internal/control
 	CGO_ENABLED=1 scripts/test.sh -race ./internal/reconcile ./internal/agent
 
 test-unit:
