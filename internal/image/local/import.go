@@ -91,7 +91,7 @@ func (s *Store) importTo(ctx context.Context, making, stage string, src image.So
 	if result.Digest == "" {
 		result.Digest = digest
 	}
-	c, err := settle(making, stage, result)
+	c, err := settle(making, stage, result, src.Limit)
 	if err != nil {
 		return image.Content{}, err
 	}
@@ -165,33 +165,98 @@ func (s *Store) unpack(ctx context.Context, stage string, job unpack.Job) (unpac
 	return r, nil
 }
 
-// settle moves what the sandbox made to its place in the image's directory.
-func settle(making, stage string, r unpack.Result) (image.Content, error) {
+// settle moves what the sandbox made to its place in the image's directory. Of the sandbox's word and work nothing is
+// taken on trust: a parser that was taken over may have put links there, or a disk that reaches outside itself.
+func settle(making, stage string, r unpack.Result, limit api.Bytes) (image.Content, error) {
 	c := image.Content{Digest: r.Digest, Format: r.Format, MinDisk: r.Virtual, App: r.App}
-	var from string
 	switch r.Format {
 	case "tree", "oci":
-		if err := os.Mkdir(filepath.Join(making, privateName), 0o700); err != nil {
-			return c, err
-		}
-		from, c.Tree = unpack.TreeName, filepath.Join(privateName, unpack.TreeName)
 		c.Models, c.MinDisk = []api.Model{api.ModelOS}, smallestTree
-		return c, os.Rename(filepath.Join(stage, from), filepath.Join(making, c.Tree))
+		c.Tree = filepath.Join(privateName, unpack.TreeName)
+		return c, settleTree(making, stage, c.Tree)
 	case "qcow2":
-		from, c.Disk, c.DiskFormat = unpack.DiskName, unpack.DiskName, "qcow2"
+		c.Disk, c.DiskFormat = unpack.DiskName, "qcow2"
 	case "raw":
-		from, c.Disk, c.DiskFormat = unpack.UploadName, "disk.raw", "raw"
+		c.Disk, c.DiskFormat = "disk.raw", "raw"
 	case "iso":
-		from, c.ISO = unpack.UploadName, "cdrom.iso"
+		c.ISO = "cdrom.iso"
 	default:
 		return c, fmt.Errorf("the sandbox answered the unknown format %q", r.Format)
 	}
 	c.Models = []api.Model{api.ModelFull}
-	to := filepath.Join(making, c.Disk+c.ISO)
-	if err := os.Rename(filepath.Join(stage, from), to); err != nil {
+	from := unpack.UploadName
+	if r.Format == "qcow2" {
+		from = unpack.DiskName
+	}
+	file, err := openMade(stage, from, unix.S_IFREG)
+	if err != nil {
 		return c, err
 	}
-	return c, os.Chmod(to, 0o644)
+	defer file.Close()
+	if c.MinDisk, err = settleDisk(file, r.Format, limit); err != nil {
+		return c, err
+	}
+	if err := os.Rename(filepath.Join(stage, from), filepath.Join(making, c.Disk+c.ISO)); err != nil {
+		return c, err
+	}
+	return c, errors.Join(file.Chown(0, 0), file.Chmod(0o644), file.Sync())
+}
+
+// settleDisk looks at a disk once more, and returns its size; of an ISO, 0: it takes no disk.
+func settleDisk(file *os.File, format string, limit api.Bytes) (api.Bytes, error) {
+	st, err := file.Stat()
+	if err != nil {
+		return 0, err
+	}
+	size := api.Bytes(st.Size())
+	switch {
+	case format == "qcow2":
+		return unpack.CheckQcow2(file, limit)
+	case size > limit:
+		return 0, fmt.Errorf("%w: it is larger than the limit of %v", image.ErrBad, limit)
+	case format == "raw":
+		return size, nil
+	}
+	return 0, nil
+}
+
+// settleTree moves a tree into the directory that only root enters.
+func settleTree(making, stage, to string) error {
+	dir, err := openMade(stage, unpack.TreeName, unix.S_IFDIR)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := os.Mkdir(filepath.Join(making, privateName), 0o700); err != nil {
+		return err
+	}
+	return os.Rename(filepath.Join(stage, unpack.TreeName), filepath.Join(making, to))
+}
+
+// openMade opens what the sandbox made: of the given type (inode(7)), in the stage itself, and under no other name.
+func openMade(stage, name string, kind uint32) (*os.File, error) {
+	dir, err := unix.Open(stage, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", stage, err)
+	}
+	defer unix.Close(dir)
+	fd, err := unix.Openat2(dir, name, &unix.OpenHow{
+		Flags: unix.O_RDONLY | unix.O_NONBLOCK | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open the sandbox's %s: %w", name, err)
+	}
+	file := os.NewFile(uintptr(fd), filepath.Join(stage, name))
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		file.Close()
+		return nil, fmt.Errorf("look at the sandbox's %s: %w", name, err)
+	}
+	if st.Mode&unix.S_IFMT != kind || kind == unix.S_IFREG && st.Nlink != 1 {
+		file.Close()
+		return nil, fmt.Errorf("the sandbox's %s is not what it should be (mode %o, %d links)", name, st.Mode, st.Nlink)
+	}
+	return file, nil
 }
 
 // privateName is the directory that keeps other users from a tree.

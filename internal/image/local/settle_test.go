@@ -1,0 +1,78 @@
+package local
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/image"
+	"github.com/croftproject/croft/internal/image/unpack"
+)
+
+// A parser that was taken over can leave anything in its work directory, and say what it likes of it.
+func TestSandboxIsNotTrusted(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	must(t, os.WriteFile(secret, []byte("secret"), 0o600))
+	directory := t.TempDir()
+	for name, c := range map[string]struct {
+		format, file string
+		plant        func(path string) error
+	}{
+		"disk is a link":       {"qcow2", unpack.DiskName, func(path string) error { return os.Symlink(secret, path) }},
+		"upload is a link":     {"raw", unpack.UploadName, func(path string) error { return os.Symlink(secret, path) }},
+		"ISO has another name": {"iso", unpack.UploadName, func(path string) error { return os.Link(secret, path) }},
+		"disk is a pipe":       {"raw", unpack.UploadName, func(path string) error { return unix.Mkfifo(path, 0o600) }},
+		"tree is a link":       {"tree", unpack.TreeName, func(path string) error { return os.Symlink(directory, path) }},
+		"tree is a file":       {"oci", unpack.TreeName, func(path string) error { return os.WriteFile(path, nil, 0o600) }},
+		"disk is no qcow2":     {"qcow2", unpack.DiskName, func(path string) error { return os.WriteFile(path, make([]byte, 4096), 0o600) }},
+		"disk has a backing file": {"qcow2", unpack.DiskName, func(path string) error {
+			out, err := exec.Command("qemu-img", "create", "-f", "qcow2", "-b", secret, "-F", "raw", path, "1M").CombinedOutput()
+			if errors.Is(err, exec.ErrNotFound) {
+				t.Skip("qemu-img is not installed")
+			}
+			if err != nil {
+				err = errors.New(string(bytes.TrimSpace(out)))
+			}
+			return err
+		}},
+		"disk is too large": {"raw", unpack.UploadName, func(path string) error {
+			return errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 1<<40))
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			making := t.TempDir()
+			stage := filepath.Join(making, stageName)
+			must(t, os.Mkdir(stage, 0o700))
+			must(t, c.plant(filepath.Join(stage, c.file)))
+			if _, err := settle(making, stage, unpack.Result{Format: c.format}, api.GiB); err == nil {
+				t.Error("it was taken")
+			}
+			st, err := os.Stat(secret)
+			must(t, err)
+			if st.Mode().Perm() != 0o600 {
+				t.Errorf("mode %v was given to a file outside", st.Mode())
+			}
+		})
+	}
+}
+
+func TestSizeIsTheDisksOwn(t *testing.T) {
+	making := t.TempDir()
+	stage := filepath.Join(making, stageName)
+	must(t, os.Mkdir(stage, 0o700))
+	must(t, os.WriteFile(filepath.Join(stage, unpack.UploadName), make([]byte, 4096), 0o600))
+	c, err := settle(making, stage, unpack.Result{Format: "raw", Virtual: 1}, api.GiB)
+	must(t, err)
+	if c.MinDisk != 4096 {
+		t.Errorf("a disk of 4096 bytes needs %d", c.MinDisk)
+	}
+	if _, err := settle(making, stage, unpack.Result{Format: "vmdk"}, api.GiB); err == nil || errors.Is(err, image.ErrBad) {
+		t.Errorf("an unknown answer: %v", err)
+	}
+}
