@@ -7,6 +7,7 @@
 package local
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -138,14 +139,39 @@ func (s *Store) keep(dir string, c image.Content) (image.Content, error) {
 	if err != nil {
 		return image.Content{}, err
 	}
+	// Whoever finds the image finds all of it, even after a loss of power.
+	if err := syncAll(dir); err != nil {
+		return image.Content{}, fmt.Errorf("keep image: %w", err)
+	}
 	err = os.Rename(dir, place)
 	if errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENOTEMPTY) {
-		return s.get(c.Digest)
+		have, err := s.get(c.Digest)
+		if !errors.Is(err, image.ErrNotFound) {
+			return have, err
+		}
+		if err := s.Remove(context.Background(), c.Digest); err != nil {
+			return image.Content{}, err
+		}
+		if err := os.Rename(dir, place); err != nil {
+			return image.Content{}, fmt.Errorf("keep image: %w", err)
+		}
+	} else if err != nil {
+		return image.Content{}, fmt.Errorf("keep image: %w", err)
 	}
-	if err != nil {
+	if err := syncAll(s.o.Dir); err != nil {
 		return image.Content{}, fmt.Errorf("keep image: %w", err)
 	}
 	return absolute(place, c), nil
+}
+
+// syncAll has the file system that a directory is on reach the disk (syncfs(2)): an image can be a hundred thousand
+// files.
+func syncAll(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
 }
 
 // Get implements image.Store.
@@ -162,6 +188,10 @@ func (s *Store) get(digest string) (image.Content, error) {
 	}
 	if err != nil {
 		return image.Content{}, fmt.Errorf("read image %s: %w", digest, err)
+	}
+	// What a loss of power leaves of a manifest that never reached the disk.
+	if len(bytes.Trim(text, "\x00")) == 0 {
+		return image.Content{}, fmt.Errorf("%w: the manifest of %s is empty", image.ErrNotFound, digest)
 	}
 	var c image.Content
 	if err := json.Unmarshal(text, &c); err != nil {

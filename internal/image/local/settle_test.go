@@ -76,3 +76,22 @@ func TestSizeIsTheDisksOwn(t *testing.T) {
 		t.Errorf("an unknown answer: %v", err)
 	}
 }
+
+// A loss of power can leave an image's name without its content.
+func TestImageWithoutAManifestIsMadeAnew(t *testing.T) {
+	s := newStore(t)
+	c, err := importBytes(t, s, rootTree(t))
+	must(t, err)
+	manifest := filepath.Join(filepath.Dir(filepath.Dir(c.Tree)), manifestName)
+	must(t, os.WriteFile(manifest, nil, 0o600))
+	must(t, os.RemoveAll(c.Tree))
+	if _, err := s.Get(t.Context(), c.Digest); !errors.Is(err, image.ErrNotFound) {
+		t.Errorf("get: %v", err)
+	}
+	_, err = importBytes(t, s, rootTree(t))
+	must(t, err)
+	if _, err := os.Stat(filepath.Join(c.Tree, "etc/hostname")); err != nil {
+		t.Error(err)
+	}
+	wantClean(t, s, 1)
+}

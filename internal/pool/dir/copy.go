@@ -29,6 +29,10 @@ func clone(ctx context.Context, source, target string, mode os.FileMode) error {
 	if err != nil {
 		err = copySparse(ctx, in, out)
 	}
+	if err == nil {
+		// Before the record, which says that the volume is whole.
+		err = out.Sync()
+	}
 	if closeErr := out.Close(); err == nil {
 		err = closeErr
 	}

@@ -155,6 +155,9 @@ func (p *Pool) Create(ctx context.Context, s pool.Spec) error {
 		if err = p.clear(s.ID); err == nil {
 			err = os.Rename(making, p.path(s.ID))
 		}
+		if err == nil {
+			err = syncPath(p.dir)
+		}
 	}
 	if err != nil {
 		_ = os.RemoveAll(making)

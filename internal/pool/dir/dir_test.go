@@ -1,6 +1,7 @@
 package dir
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -20,6 +21,52 @@ func TestContract(t *testing.T) {
 		}
 		return func(t *testing.T) pool.Pool { return open(t, place) }
 	})
+}
+
+// A loss of power can leave a volume's name without its content.
+func TestVolumeWithoutARecordIsMadeAnew(t *testing.T) {
+	for name, record := range map[string][]byte{"empty": {}, "zeros": make([]byte, 300)} {
+		t.Run(name, func(t *testing.T) {
+			p, s, disk := disk(t, "raw")
+			if err := os.WriteFile(p.path(s.ID, recordName), record, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Truncate(disk, 0); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := p.Open(t.Context(), s); !errors.Is(err, pool.ErrNotFound) {
+				t.Errorf("open: %v", err)
+			}
+			if err := p.Create(t.Context(), s); err != nil {
+				t.Fatal(err)
+			}
+			if st, err := os.Stat(disk); err != nil || st.Size() != int64(s.Size) {
+				t.Errorf("the disk made anew: %v, %v", st, err)
+			}
+		})
+	}
+}
+
+// A record that says something, but not what, is a damage that a human looks at: there may be a guest's data.
+func TestDamagedRecordLosesNothing(t *testing.T) {
+	p, s, _ := disk(t, "raw")
+	if err := os.WriteFile(p.path(s.ID, recordName), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Create(t.Context(), s); err == nil {
+		t.Error("the volume was made anew")
+	}
+}
+
+// A quota of blocks alone would let a guest fill the file system with empty files.
+func TestQuotaCountsFiles(t *testing.T) {
+	got := limits(10 * api.GiB)
+	if got.hardBlocks != 10<<20 || got.hardInodes != 10<<16 || got.valid != 5 {
+		t.Errorf("limits of 10 GiB: %+v", got)
+	}
+	if none := limits(0); none.hardBlocks != 0 || none.hardInodes != 0 || none.valid != got.valid {
+		t.Errorf("no limits: %+v", none)
+	}
 }
 
 func open(t testing.TB, place string) *Pool {

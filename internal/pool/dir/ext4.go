@@ -45,7 +45,14 @@ func (p *Pool) template(ctx context.Context, size api.Bytes) (string, error) {
 	if err := makeExt4(ctx, making); err != nil {
 		return "", err
 	}
-	return path, os.Rename(making, path)
+	// Every volume of the size is a copy of it: it must not be there with a part missing.
+	if err := syncPath(making); err != nil {
+		return "", err
+	}
+	if err := os.Rename(making, path); err != nil {
+		return "", err
+	}
+	return path, syncPath(dir)
 }
 
 // makeExt4 makes a file system that takes little of a sparse file: tables are not zeroed, as holes read as zeros; no

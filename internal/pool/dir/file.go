@@ -40,7 +40,10 @@ func makeFile(ctx context.Context, dir string, r *record) error {
 	if err := fillFile(ctx, disk, r); err != nil {
 		return err
 	}
-	return give(disk, r.Owner)
+	if err := give(disk, r.Owner); err != nil {
+		return err
+	}
+	return syncPath(disk)
 }
 
 // fillFile makes the disk itself.

@@ -59,14 +59,17 @@ type dqblk struct {
 }
 
 const (
-	fsSetXattr      = 0x401c5820 // FS_IOC_FSSETXATTR
-	fsGetXattr      = 0x801c581f // FS_IOC_FSGETXATTR
-	projectInherit  = 0x00000200 // FS_XFLAG_PROJINHERIT
-	getQuota        = 0x800007   // Q_GETQUOTA
-	setQuota        = 0x800008   // Q_SETQUOTA
-	projectType     = 2          // PRJQUOTA
-	validBlockLimit = 1          // QIF_BLIMITS
-	quotaBlock      = 1024       // QIF_DQBLKSIZE: unit of the limits
+	fsSetXattr     = 0x401c5820 // FS_IOC_FSSETXATTR
+	fsGetXattr     = 0x801c581f // FS_IOC_FSGETXATTR
+	projectInherit = 0x00000200 // FS_XFLAG_PROJINHERIT
+	getQuota       = 0x800007   // Q_GETQUOTA
+	setQuota       = 0x800008   // Q_SETQUOTA
+	projectType    = 2          // PRJQUOTA
+	validLimits    = 1 | 4      // QIF_BLIMITS | QIF_ILIMITS
+	quotaBlock     = 1024       // QIF_DQBLKSIZE: unit of the limits
+	// inodeRatio is how many bytes of its size a tree has for each inode, as a file system made by mke2fs has: files
+	// without content take nothing of a quota of blocks, and would use up the inodes of every other volume.
+	inodeRatio = 16 * api.KiB
 )
 
 func (q projectQuota) assign(path string, project uint32) error {
@@ -88,11 +91,18 @@ func (q projectQuota) assign(path string, project uint32) error {
 }
 
 func (q projectQuota) limit(project uint32, size api.Bytes) error {
-	block := dqblk{hardBlocks: uint64(size+quotaBlock-1) / quotaBlock, valid: validBlockLimit}
+	block := limits(size)
 	if err := q.control(setQuota, project, &block); err != nil {
 		return fmt.Errorf("set quota of project %d: %w", project, err)
 	}
 	return nil
+}
+
+// limits of a tree of this size.
+func limits(size api.Bytes) dqblk {
+	return dqblk{
+		hardBlocks: uint64(size+quotaBlock-1) / quotaBlock, hardInodes: uint64(size+inodeRatio-1) / uint64(inodeRatio), valid: validLimits,
+	}
 }
 
 func (q projectQuota) used(project uint32) (api.Bytes, error) {

@@ -1,6 +1,7 @@
 package dir
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,20 +23,38 @@ type record struct {
 	Project uint32 `json:",omitempty"` // project id that the tree's quota counts on; 0 for none
 }
 
-// write puts the record into a volume's directory, whole or not at all.
+// write puts the record into a volume's directory, whole or not at all, even where the host loses power.
 func (r record) write(dir string) error {
 	text, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
 	temporary := filepath.Join(dir, recordName+".new")
-	if err := os.WriteFile(temporary, text, 0o600); err != nil {
+	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
 		return err
 	}
-	return os.Rename(temporary, filepath.Join(dir, recordName))
+	_, err = f.Write(text)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(temporary, filepath.Join(dir, recordName)); err != nil {
+		return err
+	}
+	return syncPath(dir)
 }
 
-// read finds a volume's record; pool.ErrNotFound where there is no volume.
+// syncPath has a file's content, or a directory's names, reach the disk.
+func syncPath(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// read finds a volume's record; pool.ErrNotFound where there is no volume. An empty record, or one of zeros, is what a
+// loss of power leaves of a file that never reached the disk: its volume was in the making, and no guest has used it.
 func (p *Pool) read(id string) (record, error) {
 	text, err := os.ReadFile(p.path(id, recordName))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -43,6 +62,9 @@ func (p *Pool) read(id string) (record, error) {
 	}
 	if err != nil {
 		return record{}, err
+	}
+	if len(bytes.Trim(text, "\x00")) == 0 {
+		return record{}, fmt.Errorf("%w: the record of %s is empty", pool.ErrNotFound, id)
 	}
 	var r record
 	if err := json.Unmarshal(text, &r); err != nil {
