@@ -7,10 +7,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/croftproject/croft/internal/cgroup"
+	"github.com/croftproject/croft/internal/place"
 )
 
 // openFile opens what a process inherits.
 func openFile(f File) (*os.File, error) {
+	if f.Tree != "" {
+		return place.OpenTree(f.Path, f.Tree != WriteTree)
+	}
 	if f.Tap == "" {
 		// os.OpenFile would leave what can be polled non-blocking, which the process would inherit.
 		fd, err := unix.Open(f.Path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY, 0)

@@ -21,9 +21,10 @@ type Spec struct {
 	Env  []string `json:"env,omitempty"`
 	Dir  string   `json:"dir,omitempty"`
 
-	// User and Group run the process unprivileged, without supplementary groups; zero is root.
-	User  uint32 `json:"user,omitempty"`
-	Group uint32 `json:"group,omitempty"`
+	// User and Group run the process unprivileged, with no supplementary groups but Groups; zero is root.
+	User   uint32   `json:"user,omitempty"`
+	Group  uint32   `json:"group,omitempty"`
+	Groups []uint32 `json:"groups,omitempty"`
 
 	// Cgroup is the path, relative to each controller's root, that the process is started in; empty: the keeper's own.
 	Cgroup string `json:"cgroup,omitempty"`
@@ -56,10 +57,19 @@ type Spec struct {
 // File is something that the keeper opens for a process.
 type File struct {
 	Path    string `json:"path,omitempty"`    // a file, opened for reading and writing
+	Tree    Tree   `json:"tree,omitempty"`    // with Path: a directory, as package place opens a tree
 	NetNS   string `json:"netns,omitempty"`   // with Tap: the namespace of the device
 	Tap     string `json:"tap,omitempty"`     // a tap device, attached to with TUNSETIFF (IFF_TAP|IFF_NO_PI)
 	VnetHdr bool   `json:"vnetHdr,omitempty"` // with Tap: IFF_VNET_HDR
 }
+
+// Tree is whether a path is a directory, and what may be done in it.
+type Tree string
+
+const (
+	ReadTree  Tree = "read"
+	WriteTree Tree = "write"
+)
 
 // Status is what the keeper knows of a process.
 type Status struct {

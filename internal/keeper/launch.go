@@ -162,7 +162,7 @@ func (l *launch) fork() (int, error) {
 		attr.Sys.Cloneflags = unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 	}
 	if s.User != 0 || s.Group != 0 {
-		attr.Sys.Credential = &syscall.Credential{Uid: s.User, Gid: s.Group}
+		attr.Sys.Credential = &syscall.Credential{Uid: s.User, Gid: s.Group, Groups: s.Groups}
 	}
 	for _, f := range l.stdio {
 		attr.Files = append(attr.Files, rawFD(f))

@@ -293,7 +293,7 @@ func TestStreams(t *testing.T) {
 	}
 	s := shell("streams", "cat; echo out; echo err >&2; cat <&3; echo $FOO; pwd; id -u; id -G; hostname >/dev/null; ls /sys/class/net | wc -l; cat /proc/self/oom_score_adj")
 	s.Env = append(s.Env, "FOO=bar")
-	s.Dir, s.User, s.Group, s.Isolate = "/usr", 70001, 70002, true
+	s.Dir, s.User, s.Group, s.Groups, s.Isolate = "/usr", 70001, 70002, []uint32{70003}, true
 	s.Stderr, s.Log = filepath.Join(dir, "stderr"), filepath.Join(dir, "log")
 	s.Files = []keeper.File{{Path: input}}
 	s.Args[2] = strings.Replace(s.Args[2], "ls /sys/class/net | wc -l", "grep -c : /proc/net/dev", 1)
@@ -305,7 +305,7 @@ func TestStreams(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "out\ninheritedbar\n/usr\n70001\n70002\n1\n" + string(score)
+	want := "out\ninheritedbar\n/usr\n70001\n70002 70003\n1\n" + string(score)
 	if log, err := os.ReadFile(s.Log); string(log) != want {
 		t.Errorf("log %q, %v, want %q", log, err, want)
 	}

@@ -10,28 +10,13 @@ import (
 	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/engine"
 	"github.com/croftproject/croft/internal/idmap"
+	"github.com/croftproject/croft/internal/place"
 )
-
-// openGranted opens a granted path as a place. No part of it may be a symbolic link: a guest that writes in one granted
-// directory could lead the next grant, below it, to wherever it likes.
-func openGranted(path string, flags int) (*os.File, error) {
-	fd, err := unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{
-		Flags:   uint64(unix.O_PATH | unix.O_CLOEXEC | flags),
-		Resolve: unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
-	})
-	if errors.Is(err, unix.ELOOP) {
-		return nil, errors.New("the path has a symbolic link in it; name the real path")
-	}
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), path), nil
-}
 
 // grantDirectory mounts the directory at point, with owners shifted into the guest's ids: its root is the directory's
 // root, and owners beyond the guest's range are nobody to it. Mounts below the directory are not part of the grant.
 func grantDirectory(shift *idmap.Namespace, g api.Grant, point string) error {
-	dir, err := openGranted(g.Source, unix.O_DIRECTORY)
+	dir, err := place.Open(g.Source, unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
@@ -54,7 +39,7 @@ func grantDirectory(shift *idmap.Namespace, g api.Grant, point string) error {
 // grantDevice makes a node of the device at point that belongs to the guest's root. The host's own node, with its owner
 // and mode, is not touched.
 func grantDevice(g api.Grant, point string, ids engine.IDRange) (Device, error) {
-	node, err := openGranted(g.Source, 0)
+	node, err := place.Open(g.Source, 0)
 	if err != nil {
 		return Device{}, err
 	}

@@ -172,11 +172,12 @@ func (c *commandLine) shared() {
 	}
 }
 
-// directory hands a host directory over by 9p. QEMU is unprivileged: what guests' users own is kept in extended
+// directory hands a host directory over by 9p: the one that the keeper has opened, which no link can exchange. QEMU is unprivileged: what guests' users own is kept in extended
 // attributes ("mapped-xattr"), and every file belongs to QEMU's user.
 func (c *commandLine) directory(number int, g api.Grant) {
 	id := fmt.Sprintf("dir%d", number)
-	settings := []setting{{"fsdriver", "local"}, {"id", id}, {"path", g.Source}, {"multidevs", "remap"}}
+	path := fmt.Sprintf("/proc/self/fd/%d", firstFile+len(c.machine.NICs)+number)
+	settings := []setting{{"fsdriver", "local"}, {"id", id}, {"path", path}, {"multidevs", "remap"}}
 	if g.ReadOnly {
 		settings = append(settings, setting{"security_model", "none"}, setting{"readonly", "on"})
 	} else {
@@ -205,5 +206,5 @@ func uuid(id string) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", sum[0:4], sum[4:6], sum[6:8], sum[8:10], sum[10:16])
 }
 
-// firstFile is the descriptor of the first of keeper.Spec.Files.
+// firstFile is the descriptor of the first of keeper.Spec.Files: the taps, then the granted directories.
 const firstFile = 3

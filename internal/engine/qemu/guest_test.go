@@ -196,6 +196,20 @@ func TestFailureCarriesQEMUsWords(t *testing.T) {
 	}
 }
 
+// A grant whose path leads over a link is refused: the tenant could have made it, to lead anywhere.
+func TestGrantOverLink(t *testing.T) {
+	b := newBench(t)
+	m := b.tiny(t, "link", api.ModelFull)
+	link := m.Dir + "/link"
+	if err := os.Symlink("/etc", link); err != nil {
+		t.Fatal(err)
+	}
+	m.Grants = []api.Grant{{Kind: api.GrantDirectory, Source: link + "/ssl", Target: "t"}}
+	if _, err := qemu.NewFull(b.keeper, qemu.Options{}).Launch(within(t, 20*time.Second), m); err == nil || !strings.Contains(err.Error(), "symbolic link") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // A machine with everything that this host can hand over starts: a qcow2 disk with I/O limits, and directories.
 func TestGrantsAndFormats(t *testing.T) {
 	b := newBench(t)

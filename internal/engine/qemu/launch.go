@@ -80,22 +80,31 @@ func (e *Engine) launch(ctx context.Context, m *engine.Machine) (_ engine.Guest,
 	return e.guest(e.adopt(m, data)), nil
 }
 
-// process is what the keeper is to start.
+// process is what the keeper is to start. group is the one that may open the accelerator; zero: none is needed.
 func (e *Engine) process(m *engine.Machine, p paths, facts Facts, group uint32) keeper.Spec {
-	if group == 0 {
-		group = m.IDs.Base
-	}
 	s := keeper.Spec{
 		ID: m.ID, Args: CommandLine(m, facts), Dir: "/",
 		Env:  []string{"PATH=/usr/bin:/bin", "LANG=C"},
-		User: m.IDs.Base, Group: group, Isolate: true,
+		User: m.IDs.Base, Group: m.IDs.Base, Isolate: true,
 		Terminal: true, Log: p.log, LogLimit: engine.ConsoleLogLimit, Ready: m.Boot.Ready, Stderr: p.stderr,
+	}
+	if group != 0 { // a further one: what QEMU makes, and may do to files of the machine's group, is not that group's
+		s.Groups = []uint32{group}
 	}
 	if m.Cgroup != "" {
 		s.Cgroup = m.Cgroup + "/guest"
 	}
 	for _, n := range m.NICs {
 		s.Files = append(s.Files, keeper.File{NetNS: n.Tap.NetNS, Tap: n.Tap.Device, VnetHdr: true})
+	}
+	for _, g := range m.Grants {
+		if g.Kind == api.GrantDirectory {
+			tree := keeper.WriteTree
+			if g.ReadOnly {
+				tree = keeper.ReadTree
+			}
+			s.Files = append(s.Files, keeper.File{Path: g.Source, Tree: tree})
+		}
 	}
 	return s
 }

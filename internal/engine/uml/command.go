@@ -66,7 +66,7 @@ func arguments(m *engine.Machine) ([]string, error) {
 	return append(args, strings.Fields(m.Boot.Cmdline)...), nil
 }
 
-// firstFD is the first descriptor that a process inherits from the keeper.
+// firstFD is the first descriptor that a process inherits from the keeper: the taps, then the granted directories.
 const firstFD = 3
 
 // hostfs tells the guest which host directories it may mount (mount -t hostfs -o SOURCE none TARGET): for each grant
@@ -164,6 +164,13 @@ func (e *Engine) spec(m *engine.Machine) (keeper.Spec, error) {
 	for _, nic := range m.NICs {
 		s.Files = append(s.Files, keeper.File{NetNS: nic.Tap.NetNS, Tap: nic.Tap.Device})
 	}
+	for _, g := range directories(m) {
+		tree := keeper.WriteTree
+		if g.ReadOnly {
+			tree = keeper.ReadTree
+		}
+		s.Files = append(s.Files, keeper.File{Path: g.Source, Tree: tree})
+	}
 	return s, nil
 }
 
@@ -180,11 +187,14 @@ func (e *Engine) confinement(m *engine.Machine, args []string) Confinement {
 	if m.Boot.Modules != "" {
 		c.ReadBelow = append(c.ReadBelow, m.Boot.Modules)
 	}
-	for _, g := range directories(m) {
+	// The directories that the keeper has opened, not their paths: where a link leads now, it need not have led when the
+	// grant was given.
+	for i, g := range directories(m) {
+		opened := fmt.Sprintf("/proc/self/fd/%d", firstFD+len(m.NICs)+i)
 		if g.ReadOnly {
-			c.ReadBelow = append(c.ReadBelow, g.Source)
+			c.ReadBelow = append(c.ReadBelow, opened)
 		} else {
-			c.WriteBelow = append(c.WriteBelow, g.Source)
+			c.WriteBelow = append(c.WriteBelow, opened)
 		}
 	}
 	return c

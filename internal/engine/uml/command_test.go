@@ -10,6 +10,7 @@ import (
 
 	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/engine"
+	"github.com/croftproject/croft/internal/keeper"
 )
 
 func machine() *engine.Machine {
@@ -50,7 +51,13 @@ func TestArguments(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(s.Files) != 2 || s.Files[1].Tap != "t2" || s.Files[1].NetNS != "/n/b" || s.User != 700000 || !s.Isolate {
+	if diff := cmp.Diff(keeper.File{Path: "/srv/a", Tree: keeper.ReadTree}, s.Files[2]); diff != "" {
+		t.Error(diff)
+	}
+	if below := New(Config{}).confinement(m, got).ReadBelow; !slices.Contains(below, "/proc/self/fd/5") || slices.Contains(below, "/srv/a") {
+		t.Errorf("may read below %v", below)
+	}
+	if len(s.Files) != 3 || s.Files[1].Tap != "t2" || s.Files[1].NetNS != "/n/b" || s.User != 700000 || !s.Isolate {
 		t.Errorf("got %+v", s)
 	}
 }

@@ -106,6 +106,21 @@ func TestConfinement(t *testing.T) {
 	}
 }
 
+// A grant whose path leads over a link is refused: the tenant could have made it, to lead anywhere.
+func TestGrantOverLink(t *testing.T) {
+	w := newWorld(t)
+	link := filepath.Join(w.dir, "elsewhere")
+	if err := os.Symlink("/etc", link); err != nil {
+		t.Fatal(err)
+	}
+	m := w.machine(t, "link")
+	m.Spec.Grants = []api.Grant{{Kind: api.GrantDirectory, Source: link, Target: "/t"}}
+	m.Grants = m.Spec.Grants
+	if _, err := w.engine(t).Launch(within(t, 30*time.Second), m); err == nil || !strings.Contains(err.Error(), "symbolic link") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // checkProcess checks what proc_pid_status(5) tells of a guest's process.
 func checkProcess(t *testing.T, pid int, uid uint32) {
 	t.Helper()
