@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -73,6 +75,9 @@ func (p *Place) Start(argv0 string, argv []string, attr *syscall.ProcAttr) (pid 
 		return syscall.ForkExec(argv0, argv, attr)
 	}
 	if p.v2 != "" {
+		if frozen(p.v2) {
+			return 0, fmt.Errorf("start %s in cgroup %s: it is frozen", argv0, p.v2)
+		}
 		fd, err := unix.Open(p.v2, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return 0, &os.PathError{Op: "open cgroup", Path: p.v2, Err: err}
@@ -96,6 +101,20 @@ func (p *Place) Start(argv0 string, argv []string, attr *syscall.ProcAttr) (pid 
 		}
 	})
 	return pid, err
+}
+
+// Take moves a process, with all its threads, into the group. What it forked before stays where it is.
+func (p *Place) Take(pid int) error {
+	dirs := p.v1
+	if p.v2 != "" {
+		dirs = append(slices.Clip(dirs), p.v2)
+	}
+	for _, dir := range dirs {
+		if err := write(filepath.Join(dir, "cgroup.procs"), strconv.Itoa(pid)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // enter moves the calling thread into the group's v1 directories: what it forks is born there. Moving oneself by
@@ -131,6 +150,13 @@ func OnThread(f func()) {
 		f()
 	}()
 	<-done
+}
+
+// frozen tells whether a v2 group is frozen. A child forked into one stops before it executes its program, and its parent
+// would wait for that (vfork(2)).
+func frozen(dir string) bool {
+	events, err := read(filepath.Join(dir, "cgroup.events"))
+	return err == nil && strings.Contains(events, "frozen 1")
 }
 
 // write writes a control file; the kernel takes a value in one write.
