@@ -3,6 +3,7 @@ package store_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net/url"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
+	"golang.org/x/sys/unix"
 
 	"github.com/croftproject/croft/internal/store"
 	"github.com/croftproject/croft/internal/store/storetest"
@@ -87,6 +89,59 @@ func TestFullDisk(t *testing.T) {
 	}
 	if _, _, err := s.List(t.Context(), ""); err != nil {
 		t.Fatalf("reads go on: %v", err)
+	}
+}
+
+// On a disk that is nearly full nothing new is taken, and what frees space still is.
+func TestNearlyFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=128m"); err != nil {
+		t.Skip("mount a tmpfs:", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	s := open(t, store.Options{Dir: dir})
+	put := store.Tx{Puts: []store.Put{{Key: "k", Value: []byte("v")}}}
+	if _, err := s.Commit(t.Context(), put); err != nil {
+		t.Fatal(err)
+	}
+	fill := func(left int64) {
+		t.Helper()
+		var fs unix.Statfs_t
+		if err := unix.Statfs(dir, &fs); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.OpenFile(filepath.Join(dir, "full"), os.O_CREATE|os.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		at, err := f.Seek(0, io.SeekEnd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Fallocate(int(f.Fd()), 0, at, int64(fs.Bavail)*fs.Bsize-left); err != nil {
+			t.Fatal(err)
+		}
+	}
+	frees := put
+	frees.Frees = true
+	fill(40 << 20)
+	if _, err := s.Commit(t.Context(), put); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("a write on a nearly full disk: %v", err)
+	}
+	if _, err := s.Commit(t.Context(), frees); err != nil {
+		t.Errorf("a write that frees space: %v", err)
+	}
+	if _, err := s.Commit(t.Context(), store.Tx{Deletes: []string{"k"}}); err != nil {
+		t.Errorf("a deletion: %v", err)
+	}
+	fill(8 << 20)
+	if _, err := s.Commit(t.Context(), frees); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("a write that frees space, on the last of the disk: %v", err)
 	}
 }
 
