@@ -257,6 +257,7 @@ func (c hosts) Delete(ctx context.Context, who httpapi.Caller, _, name string, o
 		if last.ID == c.ownHost() {
 			return api.Errorf(api.CodeInUse, "host %s is the one that this daemon runs on", last.Name)
 		}
+		d.Frees = true
 		d.remove(state.Hosts + last.ID)
 		d.remove(state.HostLedger + last.ID)
 		d.remove(state.HostStatus + last.ID)

@@ -142,6 +142,7 @@ func (c images) Delete(ctx context.Context, who httpapi.Caller, tenant, name str
 		if _, err := d.charge(tenant, ledger.Usage{Images: 1}, ledger.Usage{}); err != nil {
 			return err
 		}
+		d.Frees = true
 		d.remove(state.Images + id)
 		d.remove(state.ImageLedger + id)
 		d.unname(kindImage, tenant, last.Name)

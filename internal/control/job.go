@@ -235,6 +235,7 @@ func (c *Control) runJob(ctx context.Context, m *making) error {
 		if !ok {
 			return nil
 		}
+		d.Frees = true
 		next := *r.v
 		next.Status.Phase, next.Status.Error, next.Status.Code = api.JobFailed, problem.Error(), problem.Code
 		next.Status.Finished = c.o.Now().UTC()

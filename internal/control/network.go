@@ -251,6 +251,7 @@ func (c networks) Delete(ctx context.Context, who httpapi.Caller, tenant, name s
 		if _, err := d.charge(tenant, ledger.Usage{Networks: 1}, ledger.Usage{}); err != nil {
 			return err
 		}
+		d.Frees = true
 		d.remove(state.Networks + id)
 		d.remove(state.NetworkLedger + id)
 		d.unname(kindNetwork, tenant, last.Name)

@@ -183,6 +183,7 @@ func (c *Control) Gone(ctx context.Context, id string) error {
 			return nil
 		}
 		s := r.v
+		d.Frees = true
 		d.remove(state.Servers + id)
 		d.Deletes = append(d.Deletes, state.ServerStatus+id)
 		d.unname(kindServer, s.Meta.Tenant, s.Meta.Name)
@@ -220,6 +221,7 @@ func (c *Control) Started(ctx context.Context, id string) error {
 // Delete asks for the end of a server. Its host removes it, and then calls Gone.
 func (c servers) Delete(ctx context.Context, who httpapi.Caller, tenant, name string, o httpapi.DeleteOptions) (*api.Server, error) {
 	return c.change(ctx, who, tenant, name, o.Revision, func(d *draft, now *api.Server, s *state.Server) error {
+		d.Frees = true
 		if !s.Intent.Delete.IsZero() {
 			s.Intent.Force = s.Intent.Force || o.Force
 			return nil
@@ -256,7 +258,7 @@ func (c servers) change(ctx context.Context, who httpapi.Caller, tenant, name st
 		if err := edit(d, e.obj.(*api.Server), &next); err != nil {
 			return err
 		}
-		if next.Intent != r.v.Intent || next.Spec.State != r.v.Spec.State {
+		if changes(r.v, &next) {
 			d.put(state.Servers+id, &next)
 		}
 		return nil
@@ -265,6 +267,11 @@ func (c servers) change(ctx context.Context, who httpapi.Caller, tenant, name st
 		return nil, err
 	}
 	return shown[api.Server](c.Control, kindServer, id)
+}
+
+// changes tells whether a server's record after an act differs from the one before.
+func changes(old, next *state.Server) bool {
+	return next.Intent != old.Intent || next.Spec.State != old.Spec.State
 }
 
 // shown is a resource after a write. Where it went meanwhile, it is as if it had not been found.

@@ -11,14 +11,30 @@ import (
 
 // Power acts on a server. It returns the server with its new revision; the host carries the act out.
 func (c *Control) Power(ctx context.Context, who httpapi.Caller, tenant, name string, action api.PowerAction, force bool) (*api.Server, error) {
-	reasons := map[api.PowerAction]string{
-		api.PowerStart: "StartAsked", api.PowerStop: "StopAsked", api.PowerRestart: "RestartAsked",
-		api.PowerPause: "PauseAsked", api.PowerResume: "ResumeAsked",
-	}
-	if reasons[action] == "" {
+	if powerReasons[action] == "" {
 		return nil, api.Errorf(api.CodeInvalid, "%s is no act on a server's power", quote(string(action)))
 	}
+	if err := authorize(who, tenant); err != nil {
+		return nil, err
+	}
+	meta := func(s *api.Server) *api.Meta { return &s.Meta }
+	request := []any{"power", name, action, force}
+	return once(ctx, c, who, kindServer, tenant, request, meta, func(keep remember) (*api.Server, error) {
+		return c.power(ctx, who, tenant, name, action, force, keep)
+	})
+}
+
+// powerReasons are the reasons of the events of acts.
+var powerReasons = map[api.PowerAction]string{
+	api.PowerStart: "StartAsked", api.PowerStop: "StopAsked", api.PowerRestart: "RestartAsked",
+	api.PowerPause: "PauseAsked", api.PowerResume: "ResumeAsked",
+}
+
+// power notes an act in the server's record. With an Idempotency-Key the record is written even where nothing changes,
+// so that its revision is that of the answer.
+func (c *Control) power(ctx context.Context, who httpapi.Caller, tenant, name string, action api.PowerAction, force bool, keep remember) (*api.Server, error) {
 	return servers{c}.change(ctx, who, tenant, name, 0, func(d *draft, now *api.Server, s *state.Server) error {
+		old := *s
 		if !s.Intent.Delete.IsZero() {
 			return api.Errorf(api.CodeWrongState, "server %s is being deleted", s.Meta.Name)
 		}
@@ -29,6 +45,7 @@ func (c *Control) Power(ctx context.Context, who httpapi.Caller, tenant, name st
 		case api.PowerStart:
 			setPower(s, api.StateRunning, force)
 		case api.PowerStop:
+			d.Frees = true
 			setPower(s, api.StateStopped, force)
 		case api.PowerPause:
 			setPower(s, api.StatePaused, force)
@@ -38,7 +55,17 @@ func (c *Control) Power(ctx context.Context, who httpapi.Caller, tenant, name st
 			s.Spec.State, s.Intent.Force = api.StateRunning, force
 			s.Intent.Restart++
 		}
-		c.event(d, who, kindServer, &s.Meta, reasons[action], "")
+		if changes(&old, s) {
+			c.event(d, who, kindServer, &s.Meta, powerReasons[action], "")
+		} else if who.Key != "" {
+			d.put(state.Servers+s.Meta.ID, s)
+		}
+		var status *state.Status
+		if r, ok := d.ix.statuses[s.Meta.ID]; ok {
+			status = r.v
+		}
+		answer := state.JoinServer(s, status, 0)
+		keep(d, &answer)
 		return nil
 	})
 }

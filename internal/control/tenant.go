@@ -194,6 +194,7 @@ func (c tenants) Delete(ctx context.Context, who httpapi.Caller, _, name string,
 				last.Name, l.Servers, l.Networks, l.Images, l.Tenants)
 		}
 		d.countChild(last.Spec.Parent, -1)
+		d.Frees = true
 		d.remove(state.Tenants + last.ID)
 		d.remove(state.TenantLedger + last.ID)
 		d.unname(kindTenant, "", last.Name)
