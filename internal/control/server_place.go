@@ -40,7 +40,9 @@ func (d *draft) resolveImages(f *faults, s, old *state.Server) (minimum api.Byte
 		}
 	}
 	s.CDROMID, s.CDROMDigest = "", ""
-	if s.Spec.CDROM != "" {
+	if old != nil && s.Spec.CDROM == old.Spec.CDROM { // its name may be another image's by now
+		s.CDROMID, s.CDROMDigest = old.CDROMID, old.CDROMDigest
+	} else if s.Spec.CDROM != "" {
 		r, ok := d.ix.image(s.Meta.Tenant, s.Spec.CDROM)
 		switch {
 		case s.Spec.Model != api.ModelFull:

@@ -13,6 +13,7 @@ import (
 
 	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/httpapi"
+	"github.com/croftproject/croft/internal/state"
 )
 
 type edit = func(*api.ServerSpec)
@@ -222,7 +223,19 @@ func TestUpdate(t *testing.T) {
 	}
 	_, err = w.Servers().Update(t.Context(), root, DefaultTenant, "web", httpapi.Update[api.ServerSpec]{Spec: small(), Revision: 1})
 	problem(t, err, api.CodeConflict)
+	// Not before it was asked to stop, and has no start on its way: a phase is what was.
 	w.phase(s, api.PhaseStopped)
+	_, err = update(func(s *api.ServerSpec) { s.Ports = nil })
+	problem(t, err, api.CodeWrongState, "/spec/ports")
+	for _, act := range []api.PowerAction{api.PowerStop, api.PowerStart, api.PowerStop} {
+		w.phase(s, api.PhaseFailed)
+		if _, err = w.Power(t.Context(), root, DefaultTenant, "web", act, false); act == api.PowerStart {
+			w.must(err)
+		}
+	}
+	_, err = update(func(s *api.ServerSpec) { s.Ports = nil })
+	problem(t, err, api.CodeWrongState, "/spec/ports")
+	w.write(state.ServerStatus+s.ID, state.Status{ServerStatus: api.ServerStatus{Phase: api.PhaseStopped}, StartSeen: 1})
 	if got, err = update(func(s *api.ServerSpec) { s.Ports, s.Disk.Size = nil, api.GiB }); err != nil || len(got.Status.Ports) != 0 {
 		t.Fatalf("%+v, %v", got, err)
 	}
@@ -239,6 +252,77 @@ func TestUpdate(t *testing.T) {
 	w.remove("web")
 	w.remove("www")
 	w.empty()
+}
+
+// A running virtual machine keeps what it has, whatever its engine can; a server on the host's kernel is made to give it.
+func TestMemoryShrink(t *testing.T) {
+	w := newWorld(t)
+	st := fakeStatus()
+	st.Engines[0].Abilities = []string{"resize"}
+	w.write(state.HostStatus+w.hostID, st)
+	for model, code := range map[api.Model]api.Code{api.ModelFull: api.CodeWrongState, api.ModelOS: ""} {
+		s := w.server("m-"+string(model), func(s *api.ServerSpec) { s.Model = model })
+		w.phase(s, api.PhaseRunning)
+		for _, limit := range []api.Bytes{512 * api.MiB, 256 * api.MiB} {
+			s.Spec.Memory.Limit = limit
+			_, err := w.Servers().Update(t.Context(), root, DefaultTenant, s.ID, httpapi.Update[api.ServerSpec]{Spec: s.Spec})
+			if code == "" || limit == 512*api.MiB {
+				w.must(err)
+			} else {
+				problem(t, err, code, "/spec/memory/limit")
+			}
+		}
+	}
+	w.sound()
+}
+
+// The image in a drive is the one that was put in, whoever has its name later.
+func TestDriveKeepsItsImage(t *testing.T) {
+	w := newWorld(t)
+	w.image("iso")
+	s := w.server("vm", func(s *api.ServerSpec) { s.Model, s.CDROM = api.ModelFull, "iso" })
+	before := w.ix.servers[s.ID].v
+	_, err := w.Images().Update(t.Context(), root, DefaultTenant, "iso", httpapi.Update[api.ImageSpec]{Name: "old", Spec: api.ImageSpec{Shared: true}})
+	w.must(err)
+	_, err = w.Servers().Update(t.Context(), root, DefaultTenant, "vm", httpapi.Update[api.ServerSpec]{Spec: s.Spec, Labels: map[string]string{"a": "b"}})
+	w.must(err)
+	if now := w.ix.servers[s.ID].v; now.CDROMID != before.CDROMID || now.CDROMID == "" || now.CDROMDigest != before.CDROMDigest {
+		t.Errorf("%+v", now)
+	}
+	w.sound()
+}
+
+func TestPowerIsRepeatable(t *testing.T) {
+	w := newWorld(t)
+	s := w.server("web")
+	w.phase(s, api.PhaseRunning)
+	who := root
+	who.Key = "once"
+	events := func() int {
+		list, err := w.Events().List(t.Context(), root, DefaultTenant, httpapi.ListOptions{Filter: map[string]string{"reason": "RestartAsked"}})
+		w.must(err)
+		return list.Total
+	}
+	first, err := w.Power(t.Context(), who, DefaultTenant, "web", api.PowerRestart, false)
+	w.must(err)
+	again, err := w.Power(t.Context(), who, DefaultTenant, "web", api.PowerRestart, false)
+	w.must(err)
+	if n := w.ix.servers[s.ID].v.Intent.Restart; n != 1 || events() != 1 || first.Revision != again.Revision {
+		t.Errorf("%d restarts, %d events, revisions %d and %d", n, events(), first.Revision, again.Revision)
+	}
+	_, err = w.Power(t.Context(), who, DefaultTenant, "web", api.PowerPause, false)
+	problem(t, err, api.CodeKeyReused)
+	// What changes nothing is no event, and with a key is still at the revision that is answered.
+	w.phase(s, api.PhasePaused)
+	who.Key = "none"
+	same, err := w.Power(t.Context(), who, DefaultTenant, "web", api.PowerResume, false)
+	w.must(err)
+	again, err = w.Power(t.Context(), who, DefaultTenant, "web", api.PowerResume, false)
+	w.must(err)
+	list, err := w.Events().List(t.Context(), root, DefaultTenant, httpapi.ListOptions{Filter: map[string]string{"reason": "ResumeAsked"}})
+	if err != nil || list.Total != 0 || same.Revision != again.Revision {
+		t.Errorf("%d events, revisions %d and %d, %v", list.Total, same.Revision, again.Revision, err)
+	}
 }
 
 func TestPower(t *testing.T) {

@@ -104,22 +104,27 @@ func checkImmutable(ix *index, s, old *state.Server) error {
 	return f.err()
 }
 
-// still tells whether the server has no guest that a change could be too late for.
-func still(now *api.Server, old *state.Server) bool {
+// still tells whether the server has no guest that a change could be too late for, and none is on its way: a phase alone
+// is what was, when its host reported last.
+func still(ix *index, now *api.Server, old *state.Server) bool {
+	if old.Spec.State != api.StateStopped {
+		return false
+	}
 	switch now.Status.Phase {
-	case api.PhaseStopped, api.PhaseFailed, api.PhaseBackoff:
-		return true
 	case api.PhasePending:
-		return old.Spec.State == api.StateStopped
+		return true
+	case api.PhaseStopped, api.PhaseFailed, api.PhaseBackoff:
+		return old.Intent.Start <= or(ix.statuses[old.Meta.ID]).StartSeen
 	}
 	return false
 }
 
 // changeable refuses changes that a running guest would not see. Everything that the host's control groups do (CPU
 // shares and caps, I/O limits, processes) changes live under every engine; memory and the number of CPUs where the
-// engine can resize; the rest needs the server to be stopped.
+// engine can resize; the rest needs the server to be stopped. A virtual machine's memory only grows: what its kernel has,
+// it need not give back, and then the host would have promised it twice.
 func changeable(ix *index, now *api.Server, next *api.ServerSpec, old *state.Server) error {
-	if still(now, old) {
+	if still(ix, now, old) {
 		return nil
 	}
 	was := &old.Spec
@@ -133,7 +138,7 @@ func changeable(ix *index, now *api.Server, next *api.ServerSpec, old *state.Ser
 	}
 	cold("/spec/cpu/count", next.CPU.Count != was.CPU.Count, resizes)
 	cold("/spec/cpu/dedicated", next.CPU.Dedicated != was.CPU.Dedicated, resizes)
-	cold("/spec/memory/limit", next.Memory.Limit != was.Memory.Limit, resizes)
+	cold("/spec/memory/limit", next.Memory.Limit != was.Memory.Limit, resizes && (next.Memory.Limit > was.Memory.Limit || was.Model == api.ModelOS))
 	cold("/spec/memory/hugePages", next.Memory.HugePages != was.Memory.HugePages, false)
 	cold("/spec/disk/size", next.Disk.Size != was.Disk.Size, false)
 	cold("/spec/ports", !same(next.Ports, was.Ports), false)
