@@ -97,6 +97,9 @@ func New(ctx context.Context, o Options) (*Control, error) {
 		c.Close()
 		return nil, err
 	}
+	if err := c.sweep(ctx); err != nil {
+		o.Logger.Warn("remove statuses of servers that are gone", "error", err)
+	}
 	c.watching.Go(func() { c.prune(running) })
 	return c, nil
 }

@@ -1,12 +1,16 @@
 package control
 
 import (
+	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 
+	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/httpapi"
 	"github.com/croftproject/croft/internal/state"
+	"github.com/croftproject/croft/internal/store"
 )
 
 // kept is a machine that keeps its id in a variable.
@@ -49,6 +53,59 @@ func TestHostKeepsItsID(t *testing.T) {
 	m.ID, m.Keep = "", func(string) error { return full }
 	if _, err := c.RegisterHost(t.Context(), m); !errors.Is(err, full) || len(c.ix.hosts) != 1 {
 		t.Errorf("a host without a kept id was made: %v", err)
+	}
+}
+
+// nearlyFull takes no more than what frees space, once it is full.
+type nearlyFull struct {
+	store.Store
+	full atomic.Bool
+}
+
+func (s *nearlyFull) Commit(ctx context.Context, tx store.Tx) (int64, error) {
+	if s.full.Load() && !tx.Frees && len(tx.Puts) > 0 {
+		return 0, store.ErrUnavailable
+	}
+	return s.Store.Commit(ctx, tx)
+}
+
+// On a disk that is nearly full everything can be ended, and the daemon can start.
+func TestNearlyFullStore(t *testing.T) {
+	w := newWorld(t)
+	s := w.server("web")
+	w.phase(s, api.PhaseRunning)
+	disk := &nearlyFull{Store: w.store}
+	w.Control = start(t, disk, w.images)
+	w.register(machine)
+	disk.full.Store(true)
+	_, err := w.create("more")
+	problem(t, err, api.CodeUnavailable)
+	bigger := machine
+	bigger.Capacity.Disk *= 2
+	w.register(bigger)
+	_, err = w.Power(t.Context(), root, DefaultTenant, "web", api.PowerStop, false)
+	w.must(err)
+	w.remove("web")
+	_, err = w.Networks().Delete(t.Context(), root, DefaultTenant, "corp", httpapi.DeleteOptions{})
+	w.must(err)
+	_, err = w.Images().Delete(t.Context(), root, DefaultTenant, "micro", httpapi.DeleteOptions{})
+	w.must(err)
+	w.sound()
+}
+
+func TestOrphanStatus(t *testing.T) {
+	w := newWorld(t)
+	s := w.server("web")
+	w.phase(s, api.PhaseRunning)
+	w.write(state.ServerStatus+"gone", state.Status{})
+	differences, err := w.Verify(t.Context())
+	if err != nil || len(differences) != 1 || !strings.Contains(differences[0], "server-status/gone") {
+		t.Errorf("%v, %v", differences, err)
+	}
+	w.Control = start(t, w.store, w.images)
+	w.sound()
+	if len(w.ix.statuses) != 1 {
+		t.Errorf("%v", w.ix.statuses)
 	}
 }
 

@@ -36,7 +36,42 @@ func (c *Control) Verify(ctx context.Context) ([]string, error) {
 		}
 	}
 	fresh.apply(batch)
-	return append(checkLedgers(fresh), checkHeld(fresh, names)...), nil
+	out := append(checkLedgers(fresh), checkHeld(fresh, names)...)
+	for _, id := range fresh.orphans() {
+		out = append(out, fmt.Sprintf("%s%s is the status of a server that is gone", state.ServerStatus, id))
+	}
+	return out, nil
+}
+
+// orphans are the ids of server statuses without a server.
+func (ix *index) orphans() []string {
+	var out []string
+	for id := range ix.statuses {
+		if _, ok := ix.servers[id]; !ok {
+			out = append(out, id)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// sweep removes server statuses without a server: a report that came in after the server went.
+func (c *Control) sweep(ctx context.Context) error {
+	for {
+		var more bool
+		_, err := c.write(ctx, func(d *draft) error {
+			found := d.ix.orphans()
+			more = len(found) > pruneStep
+			for _, id := range found[:min(pruneStep, len(found))] {
+				d.absent(state.Servers + id)
+				d.remove(state.ServerStatus + id)
+			}
+			return nil
+		})
+		if err != nil || !more {
+			return err
+		}
+	}
 }
 
 // counted are the ledgers, counted from the records.
