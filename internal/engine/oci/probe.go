@@ -39,7 +39,8 @@ func (e *Engine) Probe(ctx context.Context) engine.Report {
 		report.Reason = err.Error()
 		return report
 	}
-	dir, err := os.MkdirTemp(e.runtimeParent(), "probe-")
+	e.sweep(ctx)
+	dir, err := os.MkdirTemp(e.runtimeParent(), probePrefix)
 	if err != nil {
 		report.Reason = fmt.Sprintf("the runtime's directory can't be written: %v", err)
 		return report
@@ -94,15 +95,7 @@ func (e *Engine) tryGuest(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	m := &engine.Machine{
-		ID:     filepath.Base(dir),
-		Host:   "probe",
-		RunDir: dir,
-		Cgroup: filepath.Join(e.cgroup, filepath.Base(dir)),
-		IDs:    probeIDs,
-		Root:   engine.Root{Path: filepath.Join(dir, "root")},
-		App:    &api.App{Entrypoint: []string{"/exit"}},
-	}
+	m := e.trial(dir)
 	b := bundleOf(m)
 	for _, path := range []string{m.Root.Path, string(b)} {
 		if err := os.Mkdir(path, 0o711); err != nil {
@@ -114,22 +107,17 @@ func (e *Engine) tryGuest(ctx context.Context, dir string) error {
 	if err := unix.Mount("tmpfs", m.Root.Path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, owner); err != nil {
 		return fmt.Errorf("mount tmpfs: %w", err)
 	}
-	defer unix.Unmount(m.Root.Path, unix.MNT_DETACH)
+	defer func() {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTime)
+		defer cancel()
+		e.undoTrial(undo, m)
+	}()
 	if err := os.WriteFile(filepath.Join(m.Root.Path, "exit"), program, 0o755); err != nil {
 		return err
 	}
 	if err := b.write(Config(m, Facts{Cgroups: e.groups.mode()}), saved{ID: m.ID, PowerOff: offApplication}); err != nil {
 		return err
 	}
-	defer func() {
-		e.groups.kill(guestGroup(m))
-		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTime)
-		defer cancel()
-		_ = e.runtime.remove(undo, m.ID)
-		_ = e.removeGroup(undo, m.Cgroup)
-		_ = e.groups.remove(e.cgroup)
-		_ = b.remove()
-	}()
 	err = e.runtime.do(ctx, "run", "--bundle", string(b), m.ID)
 	var exit *exec.ExitError
 	switch {
@@ -142,6 +130,45 @@ func (e *Engine) tryGuest(ctx context.Context, dir string) error {
 		return fmt.Errorf("guests' users can't enter directory %s: give it mode o+x (%w)", closed, err)
 	}
 	return fmt.Errorf("a trial guest does not run: %w", err)
+}
+
+// probePrefix begins the names of trial guests and their directories.
+const probePrefix = "probe-"
+
+// trial describes the trial guest that has a directory.
+func (e *Engine) trial(dir string) *engine.Machine {
+	return &engine.Machine{
+		ID:     filepath.Base(dir),
+		Host:   "probe",
+		RunDir: dir,
+		Cgroup: filepath.Join(e.cgroup, filepath.Base(dir)),
+		IDs:    probeIDs,
+		Root:   engine.Root{Path: filepath.Join(dir, "root")},
+		App:    &api.App{Entrypoint: []string{"/exit"}},
+	}
+}
+
+// undoTrial takes away what a trial guest has made. It is idempotent; what can't be taken away is left to the next sweep.
+func (e *Engine) undoTrial(ctx context.Context, m *engine.Machine) {
+	_ = e.empty(ctx, guestGroup(m))
+	_ = e.runtime.remove(ctx, m.ID)
+	_ = e.removeGroup(ctx, m.Cgroup)
+	_ = e.groups.remove(e.cgroup)
+	_ = unix.Unmount(m.Root.Path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	_ = bundleOf(m).remove()
+}
+
+// sweep takes away what the trial guests of daemons that were killed have left.
+func (e *Engine) sweep(ctx context.Context) {
+	parent := e.runtimeParent()
+	if parent == "" {
+		return // it would be anybody's
+	}
+	left, _ := filepath.Glob(filepath.Join(parent, probePrefix+"*"))
+	for _, dir := range left {
+		e.undoTrial(ctx, e.trial(dir))
+		_ = os.RemoveAll(dir)
+	}
 }
 
 // tryShift makes an idmapped mount, as grants of directories need it.
