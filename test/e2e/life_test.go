@@ -24,7 +24,7 @@ func small(model api.Model, engine string) api.ServerSpec {
 	return api.ServerSpec{
 		Model: model, Engine: engine, Image: world.Micro,
 		Memory: api.Memory{Limit: 128 * api.MiB}, Disk: api.Disk{Size: 128 * api.MiB},
-		CPU: api.CPU{Entitlement: 20}, StopTimeout: api.Duration(20 * time.Second),
+		StopTimeout: api.Duration(20 * time.Second),
 	}
 }
 

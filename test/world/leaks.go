@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -25,6 +27,36 @@ func (w *World) Leaks() []string {
 	left = append(left, w.loops()...)
 	left = append(left, w.files()...)
 	return left
+}
+
+// NoTrace waits until no server has left anything on the host, but for the daemon and the keeper where they run.
+func (w *World) NoTrace(t testing.TB) {
+	t.Helper()
+	var left []string
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); <-tick.C {
+		left = left[:0]
+		for _, l := range w.Leaks() {
+			own := strings.HasPrefix(l, "process ") && (strings.Contains(l, " daemon --state-dir ") || strings.Contains(l, " keeper --dir "))
+			if !own || !w.running() {
+				left = append(left, l)
+			}
+		}
+		if len(left) == 0 {
+			return
+		}
+	}
+	for _, l := range left {
+		t.Errorf("left on the host: %s", l)
+	}
+}
+
+// running tells whether the daemon is meant to run.
+func (w *World) running() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.daemon != nil
 }
 
 // processes whose command line, root or working directory names the host's directories.

@@ -40,8 +40,9 @@ type World struct {
 	NetNS    string     // path of the namespace that is the host's
 	Outside  netip.Addr // address of the machine outside; the host's uplink leads to it
 
-	binary string
-	args   []string
+	product string // the binary under test
+	binary  string // what is started as the daemon
+	args    []string
 	env    []string
 	mu     sync.Mutex
 	daemon *exec.Cmd
@@ -92,7 +93,7 @@ func New(t testing.TB, o Options) *World {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &World{StateDir: filepath.Join(dir, "state"), RunDir: "/run/" + filepath.Base(dir), binary: o.Binary, args: o.Args, env: o.Env}
+	w := &World{StateDir: filepath.Join(dir, "state"), RunDir: "/run/" + filepath.Base(dir), product: product, binary: o.Binary, args: o.Args, env: o.Env}
 	must(t, errors.Join(os.MkdirAll(w.StateDir, 0o711), os.Chmod(dir, 0o711), os.MkdirAll(cache, 0o711)))
 	must(t, os.Symlink(cache, filepath.Join(w.StateDir, "cache")))
 	t.Cleanup(func() {
@@ -134,6 +135,14 @@ func (w *World) Start(t testing.TB) {
 		t.Fatalf("the daemon ended: %s\n%s", c.ProcessState, w.Log())
 	case <-time.After(Patience):
 		t.Fatalf("the daemon did not become ready:\n%s", w.Log())
+	}
+}
+
+// Use has the next Start start another binary as the daemon, with more environment; an empty one is the product.
+func (w *World) Use(binary string, env ...string) {
+	w.binary, w.env = binary, env
+	if binary == "" {
+		w.binary = w.product
 	}
 }
 
@@ -201,7 +210,13 @@ func (w *World) end(t testing.TB) {
 	w.mu.Lock()
 	alive := w.daemon != nil
 	w.mu.Unlock()
+	select {
+	case <-w.Died():
+		alive = false
+	default:
+	}
 	if !alive {
+		w.Use("")
 		w.Start(t)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
@@ -211,12 +226,10 @@ func (w *World) end(t testing.TB) {
 		t.Logf("log of the daemon:\n%s", tail(w.Log(), 16<<10))
 	}
 	w.Stop(t)
-	if out, err := exec.Command(w.binary, "keeper", "--shutdown", "--dir", filepath.Join(w.RunDir, "keeper")).CombinedOutput(); err != nil {
+	if out, err := exec.Command(w.product, "keeper", "--shutdown", "--dir", filepath.Join(w.RunDir, "keeper")).CombinedOutput(); err != nil {
 		t.Errorf("end the keeper: %v\n%s", err, out)
 	}
-	for _, left := range w.Leaks() {
-		t.Errorf("left on the host: %s", left)
-	}
+	w.NoTrace(t)
 }
 
 // DeleteAll deletes every server, and waits until they are gone.
