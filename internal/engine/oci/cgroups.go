@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -98,6 +99,13 @@ func (h hierarchies) kill(group string) (killed int) {
 	}
 	h.thaw(group)
 	return killed
+}
+
+// holds tells whether a process is in a group or below it.
+func (h hierarchies) holds(group string, pid int) bool {
+	return slices.ContainsFunc(h.mounts(), func(dir string) bool {
+		return slices.Contains(processes(filepath.Join(dir, group)), pid)
+	})
 }
 
 // thaw lets a group run, whatever it was. A group that is not there is no error.

@@ -16,7 +16,21 @@ import (
 // process. An init such as busybox's or sysvinit's never gives it up, and then the session of a getty can't have it: no
 // job control, no Ctrl-C (ioctl_tty(2), TIOCSCTTY: taking it needs CAP_SYS_ADMIN on the host). A process of the host that
 // takes it, and ends, leaves it free for the first who opens it.
-func freeConsole(ctx context.Context, pid int) error {
+//
+// The guest may have ended meanwhile, and its process id gone to a process of the host, whose terminal must not be taken:
+// so ours says whether the id is the guest's, and it is held by a pidfd while it is looked at.
+func freeConsole(ctx context.Context, pid int, ours func(pid int) bool) error {
+	held, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("hold process %d: %w", pid, err)
+	}
+	defer unix.Close(held)
+	if !ours(pid) {
+		return nil
+	}
 	controlled, err := hasTerminal(pid)
 	if err != nil || !controlled {
 		return err
@@ -29,10 +43,18 @@ func freeConsole(ctx context.Context, pid int) error {
 		return fmt.Errorf("open the console: %w", err)
 	}
 	defer console.Close()
+	if err := unix.PidfdSendSignal(held, 0, nil, 0); errors.Is(err, unix.ESRCH) {
+		return nil // what was opened may be another's
+	} else if err != nil {
+		return fmt.Errorf("look at process %d: %w", pid, err)
+	}
 	c := exec.CommandContext(ctx, "/bin/true")
 	c.Stdin = console
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
 	if err := c.Run(); err != nil {
+		if ctx.Err() != nil { // it was killed for that
+			err = ctx.Err()
+		}
 		return fmt.Errorf("free the console: %w", err)
 	}
 	return nil

@@ -90,7 +90,7 @@ func (e *Engine) launch(ctx context.Context, m *engine.Machine) (*Guest, error) 
 		return nil, err
 	}
 	if saved.System {
-		if err := freeConsole(ctx, status.PID); err != nil {
+		if err := freeConsole(ctx, status.PID, func(pid int) bool { return e.groups.holds(guestGroup(m), pid) }); err != nil {
 			return nil, err
 		}
 	}
