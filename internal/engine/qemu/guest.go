@@ -21,6 +21,7 @@ type life struct {
 	engine *Engine
 	id     string // machine
 	user   uint32 // that QEMU runs as
+	grants []api.Grant
 	cgroup string
 	paths  paths
 	data   handleData
@@ -204,7 +205,7 @@ func (l *life) Release(ctx context.Context) error {
 	if err := e.keeper.Forget(ctx, l.id); err != nil {
 		return fmt.Errorf("release %s: %w", l.id, err)
 	}
-	if err := l.paths.removeRun(); err != nil {
+	if err := errors.Join(hostDevices.takeBack(l.grants, l.user), l.paths.removeRun()); err != nil {
 		return fmt.Errorf("release %s: %w", l.id, err)
 	}
 	e.mu.Lock()

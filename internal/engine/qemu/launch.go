@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -142,7 +141,7 @@ func (e *Engine) prepare(ctx context.Context, m *engine.Machine, p paths) error 
 	}
 	for _, g := range m.Grants {
 		if g.Kind == api.GrantDevice {
-			if err := ownDevice(g.Source, m.IDs.Base); err != nil {
+			if err := hostDevices.give(g.Source, m.IDs.Base); err != nil {
 				return err
 			}
 		}
@@ -204,21 +203,6 @@ func copyFile(from, to string) (err error) {
 	return os.Rename(out.Name(), to)
 }
 
-// ownDevice lets a user open a PCI device's VFIO group (Documentation/driver-api/vfio.rst).
-func ownDevice(address string, user uint32) error {
-	if strings.Count(address, ":") == 1 {
-		address = "0000:" + address
-	}
-	group, err := os.Readlink("/sys/bus/pci/devices/" + address + "/iommu_group")
-	if err != nil {
-		return fmt.Errorf("device %s: it is in no IOMMU group: %w", address, err)
-	}
-	if err := os.Chown("/dev/vfio/"+filepath.Base(group), int(user), int(user)); err != nil {
-		return fmt.Errorf("device %s: is it bound to vfio-pci? %w", address, err)
-	}
-	return nil
-}
-
 // answers waits until QEMU greets, or has ended; then its complaint is the error.
 func (e *Engine) answers(ctx context.Context, m *engine.Machine, p paths, appears *watcher) error {
 	ended, made := e.keeper.Done(m.ID), appears.made
@@ -268,7 +252,7 @@ func (e *Engine) undo(ctx context.Context, m *engine.Machine, p paths) error {
 	if err := e.end(ctx, m.ID); err != nil {
 		return err
 	}
-	return p.removeRun()
+	return errors.Join(hostDevices.takeBack(m.Grants, m.IDs.Base), p.removeRun())
 }
 
 // end kills a machine's process, if there is one, waits for it and has the keeper forget it.
@@ -301,7 +285,7 @@ func (e *Engine) adopt(m *engine.Machine, data handleData) *life {
 	if l := e.lives[m.ID]; l != nil && l.data.PID == data.PID {
 		return l
 	}
-	l := &life{engine: e, id: m.ID, user: m.IDs.Base, cgroup: m.Cgroup, paths: pathsOf(m), data: data, done: make(chan struct{})}
+	l := &life{engine: e, id: m.ID, user: m.IDs.Base, grants: m.Grants, cgroup: m.Cgroup, paths: pathsOf(m), data: data, done: make(chan struct{})}
 	e.lives[m.ID] = l
 	go l.follow(e.keeper.Done(m.ID))
 	return l
@@ -340,7 +324,7 @@ func (e *Engine) Clean(ctx context.Context, m *engine.Machine) error {
 	e.mu.Lock()
 	delete(e.lives, m.ID)
 	e.mu.Unlock()
-	err := p.removeRun()
+	err := errors.Join(hostDevices.takeBack(m.Grants, m.IDs.Base), p.removeRun())
 	copies, _ := filepath.Glob(p.vars + ".*") // of a copy that was cut short
 	for _, path := range append(copies, p.vars, p.log, p.log+".1") {
 		err = errors.Join(err, removeFile(path))
