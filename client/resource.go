@@ -278,7 +278,9 @@ func (r *Resource[T, S]) watchOnce(ctx context.Context, o ListOptions, from int6
 		if err := json.Unmarshal([]byte(data), &change); err != nil {
 			return from, true, api.Errorf(api.CodeInternal, "a change can't be read: %v", err)
 		}
-		from = change.Revision
+		if change.Revision > 0 { // else more of what there is follows
+			from = change.Revision
+		}
 		if !yield(change, nil) {
 			return from, false, nil
 		}

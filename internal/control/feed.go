@@ -80,6 +80,9 @@ func (ix *index) watch(ctx context.Context, s selection, from int64) (<-chan []b
 	t := ix.tables[s.kind]
 	var first [][]byte
 	if from > 0 {
+		if from > ix.revision { // the store is another one than it was, or went back in time
+			return nil, api.Errorf(api.CodeExpired, "revision %d is not known here yet, the last is %d; list again, and watch from the list's revision", from, ix.revision)
+		}
 		if from < t.cut || from < ix.since {
 			return nil, api.Errorf(api.CodeExpired, "changes after revision %d are not remembered any more; list again, and watch from the list's revision", from)
 		}
@@ -91,11 +94,7 @@ func (ix *index) watch(ctx context.Context, s selection, from int64) (<-chan []b
 			}
 		}
 	} else {
-		for _, e := range t.sorted {
-			if s.has(e) {
-				first = append(first, encodeChange(api.ChangePut, ix.revision, e))
-			}
-		}
+		first = snapshot(s, t.sorted, ix.revision)
 	}
 	if t.subs == nil {
 		t.subs = map[*subscriber]bool{}
@@ -104,6 +103,26 @@ func (ix *index) watch(ctx context.Context, s selection, from int64) (<-chan []b
 	out := make(chan []byte)
 	go ix.deliver(ctx, t, sub, first, out)
 	return out, nil
+}
+
+// snapshot is a put of everything that is selected. Only the last one has the revision, and can be resumed after: who has
+// read a part would never be told the rest.
+func snapshot(s selection, all []*entry, revision int64) [][]byte {
+	var chosen []*entry
+	for _, e := range all {
+		if s.has(e) {
+			chosen = append(chosen, e)
+		}
+	}
+	out := make([][]byte, len(chosen))
+	for i, e := range chosen {
+		if i < len(chosen)-1 {
+			out[i] = encodeChange(api.ChangePut, 0, e)
+		} else {
+			out[i] = encodeChange(api.ChangePut, revision, e)
+		}
+	}
+	return out
 }
 
 func (ix *index) deliver(ctx context.Context, t *table, sub *subscriber, first [][]byte, out chan<- []byte) {

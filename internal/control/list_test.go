@@ -173,6 +173,27 @@ func TestWatch(t *testing.T) {
 	}
 }
 
+// Only the end of a snapshot can be resumed after.
+func TestSnapshotResumes(t *testing.T) {
+	w := newWorld(t)
+	for _, name := range []string{"a", "b", "c"} {
+		w.server(name)
+	}
+	ch, err := w.Servers().Watch(t.Context(), root, DefaultTenant, httpapi.ListOptions{}, 0)
+	w.must(err)
+	last := int64(0)
+	for _, end := range []bool{false, false, true} {
+		c := nextChange(t, ch)
+		if last = c.Revision; (last > 0) != end {
+			t.Errorf("%s is at revision %d", c.Object.Name, last)
+		}
+	}
+	_, err = w.Servers().Watch(t.Context(), root, DefaultTenant, httpapi.ListOptions{}, last)
+	w.must(err)
+	_, err = w.Servers().Watch(t.Context(), root, DefaultTenant, httpapi.ListOptions{}, last+1000)
+	problem(t, err, api.CodeExpired)
+}
+
 // A watcher that does not read is closed, and does not hold up anybody.
 func TestSlowWatcher(t *testing.T) {
 	w := newWorld(t)

@@ -224,7 +224,10 @@ func event(change []byte) []byte {
 		return []byte(": a change that can't be read was left out\n\n")
 	}
 	b := make([]byte, 0, len(change)+64)
-	b = fmt.Appendf(b, "id: %d\nevent: %s\ndata: ", head.Revision, head.Type)
+	if head.Revision > 0 { // else it can't be resumed after
+		b = fmt.Appendf(b, "id: %d\n", head.Revision)
+	}
+	b = fmt.Appendf(b, "event: %s\ndata: ", head.Type)
 	b = append(b, bytes.ReplaceAll(change, []byte("\n"), nil)...)
 	return append(b, "\n\n"...)
 }
