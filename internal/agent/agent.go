@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -214,7 +215,9 @@ func (a *Agent) leftovers(ctx context.Context) ([]string, error) {
 		return nil, fmt.Errorf("list control groups: %w", err)
 	}
 	for _, id := range append(volumes, groups...) {
-		found[id] = true
+		if !strings.HasPrefix(id, image.GroupPrefix) { // an import's, which the image store sees to
+			found[id] = true
+		}
 	}
 	delete(found, ProbeGroup)
 	a.mu.Lock()

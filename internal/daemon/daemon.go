@@ -131,7 +131,8 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.images, err = imagestore.New(imagestore.Options{
-		Dir: filepath.Join(d.o.StateDir, "images"), CacheDir: filepath.Join(d.o.StateDir, "cache"), Executable: d.o.Executable, Logger: d.o.Logger,
+		Dir: filepath.Join(d.o.StateDir, "images"), CacheDir: filepath.Join(d.o.StateDir, "cache"), Executable: d.o.Executable, Groups: d.groups,
+		Logger: d.o.Logger,
 	})
 	if err != nil {
 		return err

@@ -18,6 +18,9 @@ var ErrBad = errors.New("bad image")
 // ErrNotFound says that there is no content of a digest.
 var ErrNotFound = errors.New("no such image")
 
+// GroupPrefix begins the names of the control groups, beside those of servers, in which uploads are parsed.
+const GroupPrefix = "sandbox-"
+
 // Store keeps the content of images below one directory.
 type Store interface {
 	// Import reads an image in whatever form it has and keeps it; the same content is kept once. progress is told the step

@@ -142,7 +142,7 @@ func (s *Store) unpack(ctx context.Context, stage string, job unpack.Job) (unpac
 	out, err := sandbox.Run(ctx, sandbox.Command{
 		Executable: s.o.Executable, Args: []string{unpack.Command, string(text)}, Dir: stage,
 		// A disk takes a little more than it holds, for its tables.
-		FileLimit: job.Limit + job.Limit/64 + api.MiB, Timeout: unpackTimeout,
+		FileLimit: job.Limit + job.Limit/64 + api.MiB, Timeout: unpackTimeout, Groups: s.o.Groups,
 	})
 	if errors.Is(err, sandbox.ErrTimeout) {
 		return unpack.Result{}, fmt.Errorf("%w: unpacking it %w", image.ErrBad, err)

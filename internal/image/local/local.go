@@ -24,6 +24,7 @@ import (
 	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/image"
 	"github.com/croftproject/croft/internal/image/build"
+	"github.com/croftproject/croft/internal/image/sandbox"
 )
 
 // Options of a store.
@@ -33,7 +34,9 @@ type Options struct {
 	// Executable is started as "EXECUTABLE sandbox-unpack JOB" to parse what was uploaded; it then calls unpack.Main with
 	// the arguments after the command. Default: the running program.
 	Executable string
-	Logger     *slog.Logger
+	// Groups are where what was uploaded is parsed within limits; nil: in the caller's control group.
+	Groups sandbox.Groups
+	Logger *slog.Logger
 }
 
 // Store is an image.Store in a directory.
@@ -82,6 +85,11 @@ func New(o Options) (*Store, error) {
 			if err := os.RemoveAll(filepath.Join(o.Dir, e.Name())); err != nil {
 				return nil, fmt.Errorf("sweep image store: %w", err)
 			}
+		}
+	}
+	if o.Groups != nil {
+		if err := sandbox.Sweep(o.Groups); err != nil {
+			return nil, err
 		}
 	}
 	return &Store{o: o}, nil

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -25,6 +26,10 @@ func Enter() error {
 	limit, err := strconv.ParseUint(os.Getenv(limitVariable), 10, 63)
 	if err != nil {
 		return fmt.Errorf("not started as a sandbox: %w", err)
+	}
+	// The parent closes the input once this process is in its control group.
+	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
+		return fmt.Errorf("wait for limits: %w", err)
 	}
 	if err := enterRoot(); err != nil {
 		return fmt.Errorf("enter sandbox: %w", err)
@@ -132,6 +137,7 @@ const addressSpace = 4 << 30
 func limitResources(fileSize uint64) error {
 	limits := map[int]uint64{
 		unix.RLIMIT_FSIZE: fileSize, unix.RLIMIT_AS: addressSpace, unix.RLIMIT_NOFILE: 256, unix.RLIMIT_CORE: 0,
+		unix.RLIMIT_NPROC: mostTasks,
 	}
 	for resource, value := range limits {
 		var old unix.Rlimit

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -49,6 +50,7 @@ type Command struct {
 	Dir        string    // the work directory; all that the child can write to
 	FileLimit  api.Bytes // largest file that it may write
 	Timeout    time.Duration
+	Groups     Groups // nil: the child stays in the caller's control group
 }
 
 // ErrTimeout says that the child was ended because it took too long.
@@ -82,6 +84,11 @@ func Run(ctx context.Context, c Command) ([]byte, error) {
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{file, program}
 	cmd.WaitDelay = time.Second
+	// The child waits for the end of its input, so that it begins with its limits around it.
+	begin, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
 	var stdout, stderr limitedBuffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -92,10 +99,27 @@ func Run(ctx context.Context, c Command) ([]byte, error) {
 		GidMappingsEnableSetgroups: true,
 		Credential:                 &syscall.Credential{Uid: 0, Gid: 0},
 		Setsid:                     true,
+		Pdeathsig:                  unix.SIGKILL, // with it everything in its process namespace
 	}
-	if err := cmd.Run(); err != nil {
+	// The signal is sent when the thread that forked ends (PR_SET_PDEATHSIG(2const)): it stays until the child has ended.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start sandbox: %w", err)
+	}
+	free, enclosed := enclose(c.Groups, cmd.Process.Pid)
+	defer free()
+	if enclosed != nil {
+		cancel()
+	} else {
+		enclosed = begin.Close()
+	}
+	if err := cmd.Wait(); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
+		}
+		if enclosed != nil {
+			err = enclosed
 		}
 		return nil, fmt.Errorf("sandboxed %s: %w: %s", c.Args[0], err, strings.TrimSpace(stderr.String()))
 	}

@@ -25,6 +25,8 @@ func TestMain(m *testing.M) {
 		switch os.Args[1] {
 		case "probe":
 			os.Exit(child(probe))
+		case "parent":
+			os.Exit(parent(os.Args[2], os.Args[3]))
 		case "hang":
 			os.Exit(child(func() any { return unix.Pause() }))
 		case "large":
