@@ -3,6 +3,7 @@
 package seed
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -99,19 +100,41 @@ const volumeLabel = "cidata                          "
 
 // WriteISO writes the seed as an ISO 9660 image with the label "cidata", owned by owner. It replaces one that is there.
 func (s Seed) WriteISO(path string, owner int) error {
-	work := path + ".new"
-	if err := os.RemoveAll(work); err != nil {
+	// It holds secrets, and is its owner's alone: what it is made from lies where only root looks, and not for longer.
+	making := path + ".making"
+	if err := os.RemoveAll(making); err != nil {
 		return err
 	}
+	work, files := filepath.Join(making, "iso"), filepath.Join(making, "files")
+	if err := errors.Join(os.Mkdir(making, 0o700), os.Mkdir(files, 0o700)); err != nil {
+		return fmt.Errorf("make seed disk: %w", err)
+	}
+	defer os.RemoveAll(making)
+	if err := s.makeISO(work, files); err != nil {
+		return err
+	}
+	if err := os.Chmod(work, 0o400); err != nil {
+		return err
+	}
+	if err := os.Chown(work, owner, owner); err != nil {
+		return err
+	}
+	return os.Rename(work, path)
+}
+
+// makeISO makes the image, with an empty directory to collect its files in.
+func (s Seed) makeISO(work, files string) (err error) {
 	d, err := diskfs.Create(work, isoSize, diskfs.SectorSizeDefault)
 	if err != nil {
 		return fmt.Errorf("make seed disk: %w", err)
 	}
+	defer func() { err = errors.Join(err, d.Close()) }()
 	d.LogicalBlocksize = 2048
-	fs, err := d.CreateFilesystem(disk.FilesystemSpec{FSType: filesystem.TypeISO9660, VolumeLabel: "cidata"})
+	fs, err := d.CreateFilesystem(disk.FilesystemSpec{FSType: filesystem.TypeISO9660, VolumeLabel: "cidata", WorkDir: files})
 	if err != nil {
 		return fmt.Errorf("make seed disk: %w", err)
 	}
+	defer fs.Close()
 	for name, content := range s.files() {
 		f, err := fs.OpenFile("/"+name, os.O_CREATE|os.O_RDWR)
 		if err != nil {
@@ -128,16 +151,7 @@ func (s Seed) WriteISO(path string, owner int) error {
 	if err := iso.Finalize(iso9660.FinalizeOptions{RockRidge: true, VolumeIdentifier: volumeLabel}); err != nil {
 		return fmt.Errorf("finish the seed disk: %w", err)
 	}
-	if err := d.Close(); err != nil {
-		return err
-	}
-	if err := os.Chmod(work, 0o400); err != nil {
-		return err
-	}
-	if err := os.Chown(work, owner, owner); err != nil {
-		return err
-	}
-	return os.Rename(work, path)
+	return nil
 }
 
 // WriteTree writes the seed into a guest's root tree, which the guest may have filled with anything: no link in it leads

@@ -145,3 +145,27 @@ func TestResolverOfTheGuestsOwnStays(t *testing.T) {
 		t.Errorf("link is %q, %v", to, err)
 	}
 }
+
+// A seed holds secrets: nothing that it was made from stays, whether that went well or not.
+func TestISOLeavesNothingBehind(t *testing.T) {
+	for _, name := range []string{"made", "failed"} {
+		t.Run(name, func(t *testing.T) {
+			temporary, dir := t.TempDir(), t.TempDir()
+			t.Setenv("TMPDIR", temporary)
+			path := filepath.Join(dir, "seed.iso")
+			if name == "failed" { // no file replaces a directory
+				if err := os.Mkdir(path, 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := Render(meta, nil, nil).WriteISO(path, os.Getuid()); (err != nil) != (name == "failed") {
+				t.Errorf("error %v", err)
+			}
+			for place, count := range map[string]int{temporary: 0, dir: 1} {
+				if entries, err := os.ReadDir(place); err != nil || len(entries) != count {
+					t.Errorf("%s holds %v, %v", place, entries, err)
+				}
+			}
+		})
+	}
+}
