@@ -236,7 +236,8 @@ func (a *Agent) failed(ctx context.Context, m *machine, rec *state.Server, revis
 		return 0, cause
 	}
 	a.metrics.failure(m.id)
-	if _, err := a.do(ctx, m, rec, plan(wantStopped, guestNone, false, true)); err != nil {
+	// The engine has undone its own part, and what it leaves (firmware's variables, the console's log) is the server's.
+	if _, err := a.do(ctx, m, rec, stages{{stepUnport, stepClose, stepUncgroup}}); err != nil {
 		a.Logger.Error("undo a start that failed", "server", m.id, "error", err)
 		a.report(m, rec, revision, wantStopped)
 		return 0, errors.Join(cause, err)

@@ -174,7 +174,7 @@ func (r *reporter) flush(ctx context.Context) bool {
 	r.writing.Lock()
 	defer r.writing.Unlock()
 	r.mu.Lock()
-	var tx store.Tx
+	tx := store.Tx{Frees: true} // it reports what is
 	taken := map[string]*state.Status{}
 	for id, st := range r.due {
 		if len(tx.Puts) == batchSize {
