@@ -205,6 +205,7 @@ func (d *Daemon) serve(ctx context.Context) (err error) {
 	g := &guests{control: d.control, agent: d.agent, keeper: d.keeper, dir: filepath.Join(d.o.StateDir, "servers")}
 	d.server = httpapi.Server(httpapi.New(httpapi.Options{
 		Control: d.control, Guests: g, Logger: d.o.Logger, Version: d.o.Version, Metrics: d.metrics, Debug: d.bundle,
+		Ready: func() error { return answers(ctx, d.store) },
 	}), d.o.Logger)
 	if d.socket, err = httpapi.Listen(SocketOf(d.o.RunDir)); err != nil {
 		return err

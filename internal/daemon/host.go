@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"github.com/croftproject/croft/internal/control"
 	"github.com/croftproject/croft/internal/httpapi"
 	"github.com/croftproject/croft/internal/state"
+	"github.com/croftproject/croft/internal/store"
 )
 
 // hostSeen is how often a host says that it is there.
@@ -62,6 +64,16 @@ func (d *Daemon) reserve() error {
 		CPUCap:      api.MilliCPU(len(d.facts.CPUs))*api.CPU1 - r.CPU,
 		MemoryLimit: d.facts.Memory - r.Memory,
 	})
+}
+
+// answers tells whether the store does, for those who ask how the daemon is.
+func answers(ctx context.Context, s store.Store) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	if _, err := s.Get(ctx, "ping"); err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	return nil
 }
 
 // probed is what the engines' probes found, kept for the next start within one boot.
@@ -113,11 +125,29 @@ func (d *Daemon) report(ctx context.Context, st api.HostStatus) {
 	}
 }
 
-// followHost reports the host again and again, and applies its spec when it changes.
+// changed applies the host's spec where it is not the one that was applied last, which it returns.
+func changed(last, now api.HostSpec, apply func() error) (api.HostSpec, error) {
+	if reflect.DeepEqual(now, last) {
+		return last, nil
+	}
+	if err := apply(); err != nil {
+		return last, err // the next tick tries again
+	}
+	return now, nil
+}
+
+// followHost reports the host again and again, and applies its spec when it changes; also on the tick, because what
+// changed while a watch was broken is in none.
 func (d *Daemon) followHost(ctx context.Context, st api.HostStatus) {
 	tick := time.NewTicker(hostSeen)
 	defer tick.Stop()
 	last := d.spec()
+	follow := func() {
+		var err error
+		if last, err = changed(last, d.spec(), d.reserve); err != nil {
+			d.o.Logger.Error("apply the host's reserve", "error", err)
+		}
+	}
 	for ctx.Err() == nil {
 		watching, stop := context.WithCancel(ctx)
 		changes := d.store.Watch(watching, state.Hosts+d.hostID, 0)
@@ -127,13 +157,9 @@ func (d *Daemon) followHost(ctx context.Context, st api.HostStatus) {
 				open = false
 			case <-tick.C:
 				d.report(ctx, st)
+				follow()
 			case _, open = <-changes:
-				if now := d.spec(); !reflect.DeepEqual(now, last) {
-					last = now
-					if err := d.reserve(); err != nil {
-						d.o.Logger.Error("apply the host's reserve", "error", err)
-					}
-				}
+				follow()
 			}
 		}
 		stop()
