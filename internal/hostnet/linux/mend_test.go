@@ -270,7 +270,7 @@ func TestNeighboursAreLeftAlone(t *testing.T) {
 	w := newWorld(t)
 	c, err := nftables.New(nftables.WithNetNSFd(int(w.host.fd)))
 	must(t, err)
-	foreign := rulesOfHost("zz", "up0", netip.MustParsePrefix("192.0.2.0/24"))
+	foreign := rulesOfHost("zz", "up0", netip.MustParsePrefix("192.0.2.0/24"), false)
 	must(t, foreign.replace(c))
 	w2 := *w
 	w2.o.RunDir, w2.o.Prefix = w.dir+"/run2", "u"+w.o.Prefix[1:]

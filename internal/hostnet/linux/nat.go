@@ -68,20 +68,29 @@ func rulesOfNetwork() table {
 
 // rulesOfHost lets legs reach the uplink and nothing else: no other leg, no other device, and not the host itself.
 // Their names tell the daemon's legs, so the rules don't depend on the networks.
-func rulesOfHost(prefix, uplink string, transit netip.Prefix) table {
+//
+// closed: the uplink forwards only because the daemon had it to, and is to make no router of the host. What begins
+// outside is dropped then, whatever it is for; answers pass, those to another daemon's networks too.
+func rulesOfHost(prefix, uplink string, transit netip.Prefix, closed bool) table {
 	legs := []byte(prefix + "-")
 	fromLeg, toLeg := match(expr.MetaKeyIIFNAME, legs), match(expr.MetaKeyOIFNAME, legs)
 	fromUp, toUp := match(expr.MetaKeyIIFNAME, exactly(uplink)), match(expr.MetaKeyOIFNAME, exactly(uplink))
+	forward := []rule{
+		{"iif legs oif " + uplink + " accept", slices.Concat(fromLeg, toUp, accept)},
+		{"iif " + uplink + " oif legs established accept", slices.Concat(fromUp, toLeg, established(), accept)},
+		{"iif legs drop", slices.Concat(fromLeg, drop)},
+		{"oif legs drop", slices.Concat(toLeg, drop)},
+	}
+	if closed {
+		forward = append(forward,
+			rule{"iif " + uplink + " established accept", slices.Concat(fromUp, established(), accept)},
+			rule{"iif " + uplink + " drop", slices.Concat(fromUp, drop)})
+	}
 	return table{hostTable(prefix), []chain{
 		{"input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, []rule{
 			{"iif legs drop", slices.Concat(fromLeg, drop)},
 		}},
-		{"forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, []rule{
-			{"iif legs oif " + uplink + " accept", slices.Concat(fromLeg, toUp, accept)},
-			{"iif " + uplink + " oif legs established accept", slices.Concat(fromUp, toLeg, established(), accept)},
-			{"iif legs drop", slices.Concat(fromLeg, drop)},
-			{"oif legs drop", slices.Concat(toLeg, drop)},
-		}},
+		{"forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, forward},
 		{"postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, []rule{
 			{"from " + transit.String() + " oif " + uplink + " masquerade",
 				slices.Concat(source(transit), toUp, []expr.Any{&expr.Masq{}})},

@@ -179,6 +179,9 @@ func (a *actor) observeHost(o *hostState) error {
 	if o.Forwarding, err = s.sysctls(forwarding(o.Uplink)); err != nil {
 		return err
 	}
+	if o.Closed, err = a.h.forwardsForUs(o.Uplink); err != nil {
+		return err
+	}
 	o.LegForward = o.Leg.Kind != ""
 	if o.LegForward && a.n.applied == nil {
 		o.LegForward, err = s.sysctls(forwarding(leg), noIPv6(leg))

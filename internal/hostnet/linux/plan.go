@@ -44,6 +44,7 @@ type hostState struct {
 	Uplink     string       // device; empty: the host has no way out
 	UplinkMTU  int
 	Forwarding bool // of the uplink device
+	Closed     bool // it forwards only because the daemon had it to
 	Rules      []string
 	Leg        link
 	LegNets    []netip.Prefix
@@ -174,7 +175,7 @@ func planRouter(want hostnet.Network, have observed) []step {
 	if t := rulesOfNetwork(); !slices.Equal(t.list(), have.Rules) {
 		steps = append(steps, setTable{inNetwork, t})
 	}
-	if t := rulesOfHost(host.Prefix, host.Uplink, host.Transit); !slices.Equal(t.list(), host.Rules) {
+	if t := rulesOfHost(host.Prefix, host.Uplink, host.Transit, host.Closed || !host.Forwarding); !slices.Equal(t.list(), host.Rules) {
 		steps = append(steps, setTable{inHost, t})
 	}
 	if !host.Forwarding {

@@ -20,8 +20,8 @@ func made(n hostnet.Network) observed {
 		UplinkNets: []netip.Prefix{netip.MustParsePrefix("100.64.0.5/31")}, Default: near.Addr(),
 		Ports: map[string]portState{}}
 	transit := netip.MustParsePrefix("100.64.0.0/10")
-	o.Host = hostState{Prefix: "t", Transit: transit, Uplink: "up0", UplinkMTU: 1400, Forwarding: true,
-		Rules: rulesOfHost("t", "up0", transit).list(), LegForward: true, LegNets: []netip.Prefix{near},
+	o.Host = hostState{Prefix: "t", Transit: transit, Uplink: "up0", UplinkMTU: 1400, Forwarding: true, Closed: true,
+		Rules: rulesOfHost("t", "up0", transit, true).list(), LegForward: true, LegNets: []netip.Prefix{near},
 		Leg: up(link{Kind: "veth", Index: 9, Peer: 3, MTU: 1400})}
 	for _, s := range n.Subnets {
 		o.BridgeNets = append(o.BridgeNets, netip.PrefixFrom(s.Gateway, s.Prefix.Bits()))
@@ -64,6 +64,7 @@ func TestPlan(t *testing.T) {
 			"makeTap {Dev:" + tap + "}", "setLink {In:network Dev:" + tap + " MTU:1500 MAC: Up:true}", "enslave {Dev:" + tap + "}",
 		}},
 		{"no uplink", func(o *observed, _ *hostnet.Network) { o.Host.Uplink = "" }, []string{"delLink {In:host Dev:" + leg + "}"}},
+		{"a host that others made a router", func(o *observed, _ *hostnet.Network) { o.Host.Closed = false }, []string{"setTable in host: croft-t"}},
 		{"another uplink", func(o *observed, _ *hostnet.Network) { o.Host.Uplink, o.Host.Forwarding = "up1", false },
 			[]string{"setTable in host: croft-t", "setForwarding {In:host Dev:up1}"}},
 		{"leg of another network namespace", func(o *observed, _ *hostnet.Network) { o.Uplink = link{} },

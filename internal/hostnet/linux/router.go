@@ -191,6 +191,24 @@ func (h *Host) keepForwarding(dev string) error {
 	return os.WriteFile(h.forwardingFile(), b, 0o600)
 }
 
+// forwardsForUs tells whether an uplink forwards for the daemon's networks alone. Where all of the host forwards by now,
+// somebody else has made it a router.
+func (h *Host) forwardsForUs(dev string) (bool, error) {
+	b, err := os.ReadFile(h.forwardingFile())
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	var rec forwardingRecord
+	if json.Unmarshal(b, &rec) != nil || rec.Device != dev {
+		return false, nil
+	}
+	router, err := h.host.sysctls([2]string{"ipv4/ip_forward", "1"})
+	return !router, err
+}
+
 type forwardingRecord struct {
 	Device string `json:"device"`
 }
