@@ -52,6 +52,9 @@ func (d *divider) leave(id string) {
 	}
 }
 
+// Divide shares the processors anew: what guests may use of them has changed.
+func (a *Agent) Divide() { a.divider.wake() }
+
 func (d *divider) wake() {
 	if err := d.apply(""); err != nil {
 		d.a.Logger.Error("divide the processors", "error", err)

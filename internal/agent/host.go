@@ -45,7 +45,7 @@ func (a *Agent) ReportHost(ctx context.Context, st api.HostStatus) error {
 	if err != nil {
 		return err
 	}
-	_, err = a.Store.Commit(ctx, store.Tx{Puts: []store.Put{{Key: state.HostStatus + a.HostID, Value: value}}})
+	_, err = a.Store.Commit(ctx, store.Tx{Frees: true, Puts: []store.Put{{Key: state.HostStatus + a.HostID, Value: value}}})
 	return err
 }
 

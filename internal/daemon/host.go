@@ -60,10 +60,14 @@ func (d *Daemon) spec() api.HostSpec {
 // reserve keeps guests from eating what is kept for the host: the group that holds them all has no more than the rest.
 func (d *Daemon) reserve() error {
 	r := d.spec().Reserve
-	return d.groups.SetParent(cgroup.Limits{
+	err := d.groups.SetParent(cgroup.Limits{
 		CPUCap:      api.MilliCPU(len(d.facts.CPUs))*api.CPU1 - r.CPU,
 		MemoryLimit: d.facts.Memory - r.Memory,
 	})
+	if err == nil && d.agent != nil {
+		d.agent.Divide()
+	}
+	return err
 }
 
 // answers tells whether the store does, for those who ask how the daemon is.
