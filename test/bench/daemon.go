@@ -85,7 +85,7 @@ func daemonAdopt(ctx context.Context, l *lab) ([]Row, error) {
 	if _, err := h.LaunchAll(ctx, names, many(api.ModelOS), running); err != nil {
 		return nil, err
 	}
-	var answers, adopts []time.Duration
+	var answers, adopts, used []time.Duration
 	for range 3 {
 		if err := h.End(unix.SIGKILL); err != nil {
 			return nil, err
@@ -104,12 +104,17 @@ func daemonAdopt(ctx context.Context, l *lab) ([]Row, error) {
 			}
 		}
 		answers, adopts = append(answers, answer), append(adopts, time.Since(began))
+		cpu, err := cpuTime(h.PID())
+		if err != nil {
+			return nil, err
+		}
+		used = append(used, cpu)
 	}
 	if _, err := h.Delete(ctx, names...); err != nil {
 		return nil, err
 	}
 	return []Row{NewRow("daemon/adopt-200", "s", median(adopts), None, "", AtMost(1, "s"),
-		fmt.Sprintf("none lost; from exec to all told as running and a command run in three of them: %s; the first answer after %s", spread(adopts), spread(answers)))}, nil
+		fmt.Sprintf("none lost; from exec to all told as running and a command run in three of them: %s; the first answer after %s; CPU time of the daemon %s", spread(adopts), spread(answers), spread(used)))}, nil
 }
 
 // allRunning waits until the API tells that n servers run; one that is anything but running is lost.
