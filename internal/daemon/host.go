@@ -110,6 +110,9 @@ func (d *Daemon) reportHost(ctx context.Context, reported func()) {
 		}
 	}
 	st.Engines = agent.ProbeEngines(ctx, d.engines)
+	if ctx.Err() != nil {
+		return // a probe that was broken off has found out nothing
+	}
 	if data, err := json.Marshal(probed{BootID: d.facts.BootID, Engines: st.Engines}); err == nil {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			d.o.Logger.Warn("keep what the probes found", "error", err)
