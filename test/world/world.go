@@ -43,11 +43,11 @@ type World struct {
 	product string // the binary under test
 	binary  string // what is started as the daemon
 	args    []string
-	env    []string
-	mu     sync.Mutex
-	daemon *exec.Cmd
-	ended  chan struct{}
-	log    bytes.Buffer
+	env     []string
+	mu      sync.Mutex
+	daemon  *exec.Cmd
+	ended   chan struct{}
+	log     bytes.Buffer
 }
 
 // Options of a world.
