@@ -183,7 +183,7 @@ func (n *networks) port(serverID string, rec *state.Server, i int, kind engine.N
 	return port, config, nil
 }
 
-// wanted is what a network is to be; false where its record was not seen.
+// wanted is what a network is to be, without its names and ports; false where its record was not seen.
 func (n *networks) wanted(id string) (hostnet.Network, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -191,16 +191,22 @@ func (n *networks) wanted(id string) (hostnet.Network, bool) {
 	if net == nil || net.spec == nil {
 		return hostnet.Network{}, false
 	}
-	return net.config(id), true
+	return net.outline(id), true
 }
 
-// config describes the network to the host; networks.mu is held.
-func (net *network) config(id string) hostnet.Network {
+// outline describes the network without its names and ports; networks.mu is held.
+func (net *network) outline(id string) hostnet.Network {
 	s := net.spec.Spec
 	out := hostnet.Network{ID: id, MTU: s.MTU, NAT: s.NAT == nil || *s.NAT, Domain: s.DNS.Domain, Forwarders: s.DNS.Forwarders}
 	for _, sub := range s.Subnets {
 		out.Subnets = append(out.Subnets, hostnet.Subnet{Prefix: sub.Prefix, Gateway: sub.Gateway})
 	}
+	return out
+}
+
+// config describes the network to the host; networks.mu is held.
+func (net *network) config(id string) hostnet.Network {
+	out := net.outline(id)
 	for _, r := range net.names {
 		out.Records = append(out.Records, r)
 	}

@@ -159,5 +159,5 @@ func (a *Agent) adopt(ctx context.Context, left []string) {
 	wg.Wait()
 	a.afterReboot(ctx)
 	a.nets.adopted()
-	a.divider.wake()
+	a.watchers.Go(a.divider.wake) // what the last daemon wrote holds meanwhile
 }
