@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -98,10 +100,15 @@ func daemonAdopt(ctx context.Context, l *lab) ([]Row, error) {
 		if err := h.allRunning(ctx, n); err != nil {
 			return nil, err
 		}
-		for _, name := range []string{names[0], names[n/2], names[n-1]} {
-			if err := h.hello(ctx, name); err != nil {
-				return nil, err
-			}
+		sample := []string{names[0], names[n/2], names[n-1]}
+		errs := make([]error, len(sample))
+		var hellos sync.WaitGroup
+		for i, name := range sample {
+			hellos.Go(func() { errs[i] = h.hello(ctx, name) })
+		}
+		hellos.Wait()
+		if err := errors.Join(errs...); err != nil {
+			return nil, err
 		}
 		answers, adopts = append(answers, answer), append(adopts, time.Since(began))
 		cpu, err := cpuTime(h.PID())
