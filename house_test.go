@@ -25,6 +25,10 @@ var pure = []string{"api", "internal/state", "internal/ledger", "internal/placem
 // Contracts import pure packages, and each other. keeper is the contract through which engines start processes.
 var contracts = []string{"internal/engine", "internal/hostnet", "internal/pool", "internal/image", "internal/store", "internal/cgroup", "internal/keeper"}
 
+// Mechanisms give one thing of the kernel each: they import the standard library and libraries only, and anybody but pure
+// packages may use them.
+var mechanisms = []string{"internal/idmap", "internal/mounts", "internal/place", "internal/syscallfilter"}
+
 // Implementations import their contract, never a sibling. Only the wiring and tests import them.
 var implementations = []string{
 	"internal/engine/oci", "internal/engine/qemu", "internal/engine/uml", "internal/engine/fake",
@@ -88,9 +92,11 @@ func forbidden(from, path, own string, isOwn bool) string {
 			return "a pure package imports the standard library only"
 		}
 	case slices.Contains(contracts, from) && isOwn:
-		if !slices.Contains(pure, own) && !slices.Contains(contracts, own) {
-			return "a contract imports pure packages and contracts only"
+		if !slices.Contains(pure, own) && !slices.Contains(contracts, own) && !slices.Contains(mechanisms, own) {
+			return "a contract imports pure packages, mechanisms and contracts only"
 		}
+	case slices.Contains(mechanisms, from) && isOwn && !slices.Contains(mechanisms, own):
+		return "a mechanism imports nothing of the project but mechanisms"
 	}
 	if strings.HasPrefix(path, "go.etcd.io/") && !below(from, "internal/store") {
 		return "only internal/store imports etcd"

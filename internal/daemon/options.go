@@ -111,7 +111,7 @@ func (o *Options) product(k *keeper.Client, groups *cgroup.Tree, group string) [
 	return []engine.Engine{
 		oci.New(oci.Options{Runtime: o.OCIRuntime, Keeper: k, Root: filepath.Join(o.RunDir, "oci"), Cgroup: group + "/" + agent.ProbeGroup}),
 		qemu.NewMicroVM(k, vm),
-		uml.New(uml.Config{Keeper: k, Groups: groups}),
+		uml.New(uml.Config{Keeper: k, Groups: groups, RunDir: o.RunDir}),
 		qemu.NewFull(k, vm),
 	}
 }

@@ -46,8 +46,12 @@ func (e *Engine) probe(ctx context.Context) (version string, err error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
-	dir, err := os.MkdirTemp("", "croft-uml")
-	if err != nil {
+	// What a daemon that was killed in a probe left is removed by the next one.
+	dir := filepath.Join(e.RunDir, "uml-probe")
+	if err := os.RemoveAll(dir); err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return "", err
 	}
 	defer os.RemoveAll(dir)
@@ -72,7 +76,7 @@ func (e *Engine) probe(ctx context.Context) (version string, err error) {
 
 // trial runs the kernel until it has made its pid file below dir, and kills it with its helpers.
 func (e *Engine) trial(ctx context.Context, dir, limits string) error {
-	log, err := os.CreateTemp("", "croft-uml-log")
+	log, err := os.Create(filepath.Join(e.RunDir, "uml-probe.log"))
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ package uml
 
 import (
 	"context"
+	"os"
 	"sync"
 
 	"github.com/croftproject/croft/api"
@@ -48,6 +49,8 @@ type Config struct {
 	Kernel string
 	// Memory is a directory on a tmpfs that is mounted without noexec. Default: /dev/shm.
 	Memory string
+	// RunDir is a directory for what a probe makes; its user passes through it. Default: the directory of temporary files.
+	RunDir string
 	// Confine is the command that calls Confine with the arguments after it. Default: the keeper's own program, as
 	// "confine-uml". It must be the keeper's program because the path is resolved in the keeper's child.
 	Confine []string
@@ -73,6 +76,9 @@ func New(c Config) *Engine {
 	}
 	if c.Memory == "" {
 		c.Memory = "/dev/shm"
+	}
+	if c.RunDir == "" {
+		c.RunDir = os.TempDir()
 	}
 	if c.Confine == nil {
 		c.Confine = []string{"/proc/self/exe", ConfineCommand}
