@@ -46,4 +46,4 @@ for script in postinst prerm postrm; do
 	install -m 755 "packaging/$script" "$root/DEBIAN/$script"
 done
 rm -f build/croft_*_amd64.deb
-dpkg-deb --root-owner-group -Zxz -z2 --threads-max=1 --build "$root" "build/croft_${version}_amd64.deb"
+dpkg-deb --root-owner-group -Zgzip --build "$root" "build/croft_${version}_amd64.deb"

@@ -249,19 +249,28 @@ func (w *World) DeleteAll(t testing.TB, ctx context.Context) {
 	gone.Wait()
 }
 
-// Delete deletes a server, hard, and waits until it is gone.
+// Delete deletes a server, hard, and waits until it is gone. It may be on its way already.
 func (w *World) Delete(ctx context.Context, tenant, name string) error {
 	servers := w.Servers(tenant)
-	s, err := servers.Delete(ctx, name, client.DeleteOptions{Force: true})
+	s, err := servers.Get(ctx, name)
 	if client.IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	for c, err := range servers.Watch(ctx, client.ListOptions{}, s.Revision) {
+	asked := false
+	for c, err := range servers.Watch(ctx, client.ListOptions{}, 0) { // from before the deletion, so that its end is seen
 		if err != nil {
 			return err
+		}
+		if !asked {
+			asked = true
+			if _, err := servers.Delete(ctx, s.ID, client.DeleteOptions{Force: true}); client.IsNotFound(err) {
+				return nil
+			} else if err != nil {
+				return err
+			}
 		}
 		if c.Object.ID == s.ID && c.Type == api.ChangeDelete {
 			return nil
