@@ -67,6 +67,7 @@ func (u userspace) run(ctx context.Context, l *lab) ([]Row, error) {
 		return toUserspace(ctx, filepath.Base(l.dir)+"-bare", u.bare(command, disk))
 	}
 	times, err := turns(ctx, u.rounds, side{"ours", ours}, side{u.peer, bare})
+	l.later(func() error { return dropGroup(filepath.Base(l.dir) + "-bare") })
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +84,6 @@ func toUserspace(ctx context.Context, group string, args []string) (time.Duratio
 	if err != nil {
 		return 0, err
 	}
-	defer os.Remove(filepath.Dir(join))
 	c := exec.CommandContext(ctx, args[0], args[1:]...)
 	c.Env = append(os.Environ(), "TMPDIR=/dev/shm")
 	c.Cancel = func() error { return unix.Kill(-c.Process.Pid, unix.SIGKILL) } // UML is several processes
@@ -112,12 +112,30 @@ func toUserspace(ctx context.Context, group string, args []string) (time.Duratio
 	return took, nil
 }
 
+// groupDir is the directory of a control group of the processor's controller.
+func groupDir(name string) string {
+	if _, err := os.Stat("/sys/fs/cgroup/cpu"); err != nil { // v2
+		return filepath.Join("/sys/fs/cgroup", name)
+	}
+	return filepath.Join("/sys/fs/cgroup/cpu", name)
+}
+
+// dropGroup removes a control group, once the last killed process has left it.
+func dropGroup(name string) error {
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		err := os.Remove(groupDir(name))
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
+
 // makeGroup makes a control group of the processor's controller, and returns the file to write a pid to.
 func makeGroup(name string) (join string, err error) {
-	dir := filepath.Join("/sys/fs/cgroup/cpu", name)
-	if _, err := os.Stat(filepath.Dir(dir)); err != nil { // v2
-		dir = filepath.Join("/sys/fs/cgroup", name)
-	}
+	dir := groupDir(name)
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", err
 	}
