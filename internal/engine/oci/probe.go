@@ -51,7 +51,8 @@ func (e *Engine) Probe(ctx context.Context) engine.Report {
 		return report
 	}
 	report.Available = true
-	if err := tryShift(dir); err != nil {
+	// The run directory is often a tmpfs, which has no idmapped mounts before Linux 6.3, but holds nothing to grant.
+	if err := tryShift(dir, "/", "/var/lib"); err != nil {
 		report.Reason = fmt.Sprintf("directories can't be granted: %v", err)
 	} else {
 		report.Grants = append(report.Grants, api.GrantDirectory)
@@ -171,18 +172,23 @@ func (e *Engine) sweep(ctx context.Context) {
 	}
 }
 
-// tryShift makes an idmapped mount, as grants of directories need it.
-func tryShift(dir string) error {
+// tryShift makes an idmapped mount, as grants of directories need it, of one of the directories. Whether that of a grant
+// can be shifted is seen when it is handed over.
+func tryShift(dirs ...string) error {
 	shift, err := idmap.New(probeIDs.Base, probeIDs.Size)
 	if err != nil {
 		return err
 	}
 	defer shift.Close()
-	tree, err := shift.Clone(dir, 0)
-	if err != nil {
-		return err
+	var errs []error
+	for _, dir := range dirs {
+		tree, err := shift.Clone(dir, 0)
+		if err == nil {
+			return tree.Close()
+		}
+		errs = append(errs, err)
 	}
-	return tree.Close()
+	return errors.Join(errs...)
 }
 
 // exitProgram is a static program that exits with code, as small as an ELF file can be (elf(5)): the file header, one
