@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -35,7 +36,7 @@ var acts = []struct {
 	steps []string
 }{
 	{"create", []string{"prepare", "root", "ports", "cgroup", "launch"}},
-	{"stop", []string{"shutdown", "release", "clean up", "detach ports", "close volume", "remove cgroup"}},
+	{"stop", []string{"shutdown", "release", "detach ports", "close volume", "remove cgroup"}},
 	{"delete", []string{"shutdown", "release", "clean up", "detach ports", "close volume", "remove cgroup", "delete volume", "finish deletion"}},
 }
 
@@ -122,4 +123,7 @@ func testFault(t *testing.T, w *world.World, binary, engine string, model api.Mo
 	}
 	w.Remove(t, "fault")
 	w.NoTrace(t)
+	if how == "fail" && !strings.Contains(w.Log()[began:], "a fault was put before "+step) {
+		t.Error("the step was never reached")
+	}
 }

@@ -13,11 +13,12 @@ func TestHost(t *testing.T) {
 	w := world.New(t, world.Options{})
 	w.BuildMicro(t)
 	w.Network(t, "lan", "10.9.0.0/24")
-	t.Run("CPU", func(t *testing.T) { testCPU(t, w) }) // measures: alone
+	t.Run("shares", func(t *testing.T) { testShares(t, w) }) // these two measure: alone
+	t.Run("caps", func(t *testing.T) { testCaps(t, w) })
 	t.Run("life", func(t *testing.T) { testLife(t, w) })
 	for name, test := range map[string]func(*testing.T, *world.World){
 		"ends": testEnds, "live": testLive, "idempotency": testIdempotency, "limits": testLimits, "admission": testAdmission,
-		"network": testNetwork, "tenants": testTenants,
+		"network": testNetwork, "tenants": testTenants, "grants": testGrants, "images": testImages,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

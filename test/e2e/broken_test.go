@@ -1,0 +1,181 @@
+package e2e
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/client"
+	"github.com/croftproject/croft/test/world"
+)
+
+// TestMissing runs a daemon that finds neither runc nor QEMU: their models are refused with the reason, the other works.
+func TestMissing(t *testing.T) {
+	bin := t.TempDir()
+	for _, dir := range []string{"/bin", "/sbin", "/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"} {
+		programs, _ := filepath.Glob(dir + "/*")
+		for _, p := range programs {
+			if base := filepath.Base(p); base != "runc" && !strings.HasPrefix(base, "qemu-system") {
+				os.Symlink(p, filepath.Join(bin, base)) // the same name may be there already
+			}
+		}
+	}
+	w := world.New(t, world.Options{Env: []string{"PATH=" + bin}})
+	w.BuildMicro(t)
+	host, err := w.Hosts().Get(t.Context(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range host.Status.Engines {
+		if e.Available != (e.Name == "uml") || !e.Available && e.Reason == "" {
+			t.Errorf("engine %+v", e)
+		}
+	}
+	for _, model := range []api.Model{api.ModelOS, api.ModelFull} {
+		_, err := w.Servers(world.Tenant).Create(t.Context(), client.Create[api.ServerSpec]{Name: "missing", Spec: small(model, "")})
+		wantCode(t, err, api.CodeUnsupported, "")
+	}
+	if s := w.Run(t, "there", small(api.ModelPara, "")); s.Status.Engine != "uml" {
+		t.Errorf("model para runs on %s", s.Status.Engine)
+	}
+	w.Remove(t, "there")
+}
+
+// TestBroken breaks what servers are made from and where they are kept. Guests go on, and what is mended works again.
+func TestBroken(t *testing.T) {
+	w := world.New(t, world.Options{Base: smallDisk(t)})
+	w.BuildMicro(t)
+	running := w.Run(t, "running", small(api.ModelOS, "runc"))
+	t.Run("image", func(t *testing.T) { testDamaged(t, w) })
+	t.Run("full", func(t *testing.T) {
+		ballast := filepath.Join(w.StateDir, "ballast")
+		fill(t, ballast)
+		before := len(w.Log())
+		_, err := w.Servers(world.Tenant).Create(t.Context(), client.Create[api.ServerSpec]{Name: "late", Spec: small(api.ModelOS, "runc")})
+		if err == nil {
+			s := w.Wait(t, "late", "told why", func(s *api.Server) bool { return s.Status.Phase == api.PhaseBackoff && s.Status.Message != "" })
+			if !strings.Contains(s.Status.Message, "space") {
+				t.Errorf("a full disk is told as %q", s.Status.Message)
+			}
+		} else {
+			wantCode(t, err, api.CodeUnavailable, "")
+		}
+		steady(t, w, running)
+		if err := os.Remove(ballast); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-w.Died():
+			t.Errorf("the daemon ended:\n%s", w.Log()[before:])
+			w.Kill(t)
+			w.Start(t)
+		default:
+		}
+		if err != nil {
+			w.Create(t, "late", small(api.ModelOS, "runc"))
+		}
+		w.Ready(t, "late")
+		w.Remove(t, "late")
+	})
+	t.Run("read-only", func(t *testing.T) {
+		base := filepath.Dir(filepath.Dir(w.StateDir))
+		if err := exec.Command("mount", "-o", "remount,ro", base).Run(); err != nil {
+			// Files are open for writing: the store's can still be taken away from it.
+			t.Skipf("the file system can't be made read-only while it is used: %v", err)
+		}
+		_, err := w.Servers(world.Tenant).Create(t.Context(), client.Create[api.ServerSpec]{Name: "never", Spec: small(api.ModelOS, "runc")})
+		wantCode(t, err, api.CodeUnavailable, "")
+		steady(t, w, running)
+	})
+	w.Remove(t, "running")
+}
+
+// steady checks that a guest runs on.
+func steady(t *testing.T, w *world.World, s *api.Server) {
+	t.Helper()
+	if err := unix.Kill(pids(t, w, s.ID)[0], 0); err != nil {
+		t.Errorf("the guest of %s: %v", s.Name, err)
+	}
+	if got := w.Output(t, s.Name, "hostname"); got != s.Name+"\n" {
+		t.Errorf("%s says %q", s.Name, got)
+	}
+}
+
+// testDamaged takes parts of an image away from under a new server.
+func testDamaged(t *testing.T, w *world.World) {
+	kernels, _ := filepath.Glob(filepath.Join(w.StateDir, "images", "*", "rootfs.ext4"))
+	if len(kernels) != 1 {
+		t.Fatalf("parts of the image: %v", kernels)
+	}
+	away := kernels[0] + ".away"
+	if err := os.Rename(kernels[0], away); err != nil {
+		t.Fatal(err)
+	}
+	w.Create(t, "damaged", small(api.ModelPara, "uml"))
+	s := w.Wait(t, "damaged", "told why", func(s *api.Server) bool {
+		return (s.Status.Phase == api.PhaseFailed || s.Status.Phase == api.PhaseBackoff) && s.Status.Message != ""
+	})
+	if !strings.Contains(s.Status.Message, "image") {
+		t.Errorf("a damaged image is told as %q", s.Status.Message)
+	}
+	if err := os.Rename(away, kernels[0]); err != nil {
+		t.Fatal(err)
+	}
+	power(t, w, "damaged", api.PowerStart)
+	w.Ready(t, "damaged")
+	w.Remove(t, "damaged")
+}
+
+// smallDisk is a file system of 1 GiB, mounted for the time of the test.
+func smallDisk(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/var/tmp", "croft-disk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	file, mount := filepath.Join(dir, "fs"), filepath.Join(dir, "m")
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, 1<<30), os.Mkdir(mount, 0o711), os.Chmod(dir, 0o711)); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"mkfs.ext4", "-q", file}, {"mount", "-o", "loop", file, mount}, {"chmod", "711", mount}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Skipf("%v: %v: %s", args, err, out)
+		}
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", mount).CombinedOutput(); err != nil {
+			t.Errorf("unmount: %v: %s", err, out)
+		}
+	})
+	return mount
+}
+
+// fill takes all the space that is left where path is.
+func fill(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	piece := make([]byte, 1<<20)
+	for err == nil {
+		_, err = f.Write(piece)
+	}
+	for err = nil; err == nil; {
+		_, err = f.Write(piece[:512])
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	if err := f.Sync(); err != nil && !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+}
