@@ -50,6 +50,10 @@ func TestMissing(t *testing.T) {
 // TestBroken breaks what servers are made from and where they are kept. Guests go on, and what is mended works again.
 func TestBroken(t *testing.T) {
 	w := world.New(t, world.Options{Base: smallDisk(t)})
+	// The disk is smaller than what is kept for a host.
+	if _, err := w.Hosts().Patch(t.Context(), "test", map[string]any{"spec": map[string]any{"reserve": map[string]any{"disk": "64MiB"}}}, 0); err != nil {
+		t.Fatal(err)
+	}
 	w.BuildMicro(t)
 	running := w.Run(t, "running", small(api.ModelOS, "runc"))
 	t.Run("image", func(t *testing.T) { testDamaged(t, w) })
