@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/croftproject/croft/internal/daemon"
+	"github.com/croftproject/croft/internal/engine/uml"
 )
 
 func init() { runtime.LockOSThread() }
@@ -38,6 +39,9 @@ func run(args []string) error {
 	f.StringVar(&o.RunDir, "run-dir", "", "")
 	f.StringVar(&o.NetNS, "netns", "", "")
 	f.StringVar(&o.Host, "host", "", "")
+	if len(args) > 0 && args[0] == uml.ConfineCommand { // the probe's, which runs this very program
+		return uml.Confine(args[1:])
+	}
 	if len(args) == 0 || args[0] != "daemon" {
 		return errors.New("usage: faultd daemon …")
 	}
