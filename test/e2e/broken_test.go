@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -87,17 +88,50 @@ func TestBroken(t *testing.T) {
 		w.Ready(t, "late")
 		w.Remove(t, "late")
 	})
-	t.Run("read-only", func(t *testing.T) {
-		base := filepath.Dir(filepath.Dir(w.StateDir))
-		if err := exec.Command("mount", "-o", "remount,ro", base).Run(); err != nil {
-			// Files are open for writing: the store's can still be taken away from it.
-			t.Skipf("the file system can't be made read-only while it is used: %v", err)
-		}
-		_, err := w.Servers(world.Tenant).Create(t.Context(), client.Create[api.ServerSpec]{Name: "never", Spec: small(api.ModelOS, "runc")})
-		wantCode(t, err, api.CodeUnavailable, "")
-		steady(t, w, running)
-	})
+	t.Run("stopped store", func(t *testing.T) { testFrozen(t, w, running) })
 	w.Remove(t, "running")
+}
+
+// testFrozen has the disk below the store stop answering: writes are refused, reads and guests go on, and when the disk
+// answers again so does the store.
+func testFrozen(t *testing.T, w *world.World, running *api.Server) {
+	const freeze, thaw = 0xc0045877, 0xc0045878 // FIFREEZE, FITHAW (linux/fs.h)
+	disk, err := os.Open(filepath.Dir(filepath.Dir(w.StateDir)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	if err := unix.IoctlSetInt(int(disk.Fd()), freeze, 0); err != nil {
+		t.Skipf("the file system can't be frozen: %v", err)
+	}
+	frozen := true
+	release := func() {
+		if frozen {
+			frozen = false
+			if err := unix.IoctlSetInt(int(disk.Fd()), thaw, 0); err != nil {
+				t.Errorf("thaw: %v", err)
+			}
+		}
+	}
+	defer release()
+	ctx, cancel := context.WithTimeout(t.Context(), world.Patience/2)
+	defer cancel()
+	_, err = w.Servers(world.Tenant).Create(ctx, client.Create[api.ServerSpec]{Name: "never", Spec: small(api.ModelOS, "runc")})
+	wantCode(t, err, api.CodeUnavailable, "")
+	if s := w.Get(t, running.Name); s.Status.Phase != api.PhaseRunning {
+		t.Errorf("the server is %s", s.Status.Phase)
+	}
+	if err := unix.Kill(pids(t, w, running.ID)[0], 0); err != nil {
+		t.Errorf("the guest: %v", err)
+	}
+	release()
+	steady(t, w, running)
+	w.Create(t, "after", small(api.ModelOS, "runc"))
+	w.Ready(t, "after")
+	w.Remove(t, "after")
+	if err := w.Delete(t.Context(), world.Tenant, "never"); err != nil { // it may have been written in the end
+		t.Error(err)
+	}
 }
 
 // steady checks that a guest runs on.
@@ -136,7 +170,7 @@ func testDamaged(t *testing.T, w *world.World) {
 	w.Remove(t, "damaged")
 }
 
-// smallDisk is a file system of 1 GiB, mounted for the time of the test.
+// smallDisk is a file system of 2 GiB, mounted for the time of the test.
 func smallDisk(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/var/tmp", "croft-disk")
@@ -145,7 +179,7 @@ func smallDisk(t *testing.T) string {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	file, mount := filepath.Join(dir, "fs"), filepath.Join(dir, "m")
-	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, 1<<30), os.Mkdir(mount, 0o711), os.Chmod(dir, 0o711)); err != nil {
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, 2<<30), os.Mkdir(mount, 0o711), os.Chmod(dir, 0o711)); err != nil {
 		t.Fatal(err)
 	}
 	for _, args := range [][]string{{"mkfs.ext4", "-q", file}, {"mount", "-o", "loop", file, mount}, {"chmod", "711", mount}} {
@@ -169,12 +203,13 @@ func fill(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	piece := make([]byte, 1<<20)
-	for err == nil {
-		_, err = f.Write(piece)
-	}
-	for err = nil; err == nil; {
-		_, err = f.Write(piece[:512])
+	var at int64
+	for _, piece := range []int64{64 << 20, 1 << 20, 4 << 10} {
+		for err = nil; err == nil; at += piece {
+			if err = unix.Fallocate(int(f.Fd()), 0, at, piece); err != nil {
+				break
+			}
+		}
 	}
 	if !errors.Is(err, unix.ENOSPC) {
 		t.Fatal(err)

@@ -24,26 +24,29 @@ func greedy(t *testing.T, w *world.World, name string, spec api.ServerSpec) {
 	sh.detach()
 }
 
-// span is how long a measurement takes.
-const span = 8 * time.Second
+const (
+	span  = 8 * time.Second // of a measurement
+	tries = 8
+	quiet = 0.25 // CPUs that the rest of the machine may take, for shares to be as promised
+)
 
-// measure tells the CPU that each server takes, in CPUs, over a span in which the machine does little else: what others
-// take is not there to be divided. Without such a span within the test's patience it skips the test.
-func measure(t *testing.T, w *world.World, names ...string) []float64 {
+// measure tells the CPU that each server takes, in CPUs, over a span in which enough accepts it, or in which the machine
+// does little else: what others take is not there to be divided. Where there is no such span it skips the test.
+func measure(t *testing.T, w *world.World, enough func([]float64) bool, names ...string) []float64 {
 	t.Helper()
 	var others float64
-	for end := time.Now().Add(world.Patience); time.Now().Before(end); {
+	for range tries {
 		out, all := measureOnce(t, w, names)
 		others = all
 		for _, used := range out {
 			others -= used
 		}
 		t.Logf("CPU of %v: %.3f; of all else: %.3f", names, out, others)
-		if others < 0.25 {
+		if others < quiet || enough(out) {
 			return out
 		}
 	}
-	t.Skipf("the machine is busy with %.2f CPUs of other work: shares can't be measured", others)
+	t.Skipf("the machine is busy with %.2f CPUs of other work: what is left can't be measured", others)
 	return nil
 }
 
@@ -112,7 +115,7 @@ func testShares(t *testing.T, w *world.World) {
 	defer w.Remove(t, "cpu-three")
 	greedy(t, w, "cpu-one", share(200))
 	defer w.Remove(t, "cpu-one")
-	used := measure(t, w, "cpu-three", "cpu-one")
+	used := measure(t, w, func([]float64) bool { return false }, "cpu-three", "cpu-one")
 	near(t, "the share of two saturating servers, entitled 3:1,", used[0]/used[1], 3, 0.05)
 	// All guests together leave the host its reserve.
 	if most := float64(host.Status.Capacity.CPU-host.Spec.Reserve.CPU) / 1000; used[0]+used[1] > most*1.02 {
@@ -131,7 +134,8 @@ func testCaps(t *testing.T, w *world.World) {
 	defer w.Remove(t, "cap-os")
 	greedy(t, w, "cap-uml", capped(api.ModelPara, "uml"))
 	defer w.Remove(t, "cap-uml")
-	used := measure(t, w, "cap-os", "cap-uml")
+	// A busy machine may give less than the cap; more it never may.
+	used := measure(t, w, func(used []float64) bool { return max(used[0], used[1]) > 0.31 || min(used[0], used[1]) > 0.291 }, "cap-os", "cap-uml")
 	near(t, "model os, capped at 30% of a CPU,", used[0], 0.3, 0.03)
 	near(t, "engine uml, capped at 30% of a CPU,", used[1], 0.3, 0.03)
 	got, err := w.Servers(world.Tenant).Patch(t.Context(), "cap-os", map[string]any{"spec": map[string]any{"cpu": map[string]any{"cap": "600m"}}}, 0)
@@ -139,7 +143,7 @@ func testCaps(t *testing.T, w *world.World) {
 		t.Fatal(err)
 	}
 	w.Wait(t, "cap-os", "changed", func(s *api.Server) bool { return s.Status.Observed >= got.Revision })
-	used = measure(t, w, "cap-os", "cap-uml")
+	used = measure(t, w, func(used []float64) bool { return used[0] > 0.582 }, "cap-os", "cap-uml")
 	near(t, "model os, after its cap was raised to 60%,", used[0], 0.6, 0.03)
 }
 
