@@ -35,10 +35,10 @@ while read -r name program arguments <&3; do
 	say "run $name"
 	began=$SECONDS
 	# shellcheck disable=SC2086  # arguments are words
-	CROFT_LAB=1 CROFT_BIN=/usr/bin/croft "bin/$program" -test.v=test2json $arguments >"out/$name.log" 2>&1 </dev/null
-	status=$?
+	CROFT_LAB=1 CROFT_BIN=/usr/bin/croft "bin/$program" -test.v=test2json $arguments 2>&1 </dev/null | tee "out/$name.log" |
+		grep -a --line-buffered -E -o -- '--- (FAIL.*|PASS: Test(Installed|Rebooted|Purged)/.*)'
+	status=${PIPESTATUS[0]}
 	echo "$status" >"out/$name.exit"
-	grep -a -E -o -- '--- (PASS|FAIL|SKIP).*' "out/$name.log"
 	say "$name: exit code $status, $((SECONDS - began)) s"
 done 3<runs
 say "done"

@@ -111,7 +111,7 @@ func probes(t *testing.T, w *world.World) {
 // reach asks each server's web server for its name, from the os server.
 func reach(t *testing.T, w *world.World) {
 	for _, s := range servers() {
-		if got := w.Output(t, "box", "wget", "-T", "30", "-qO-", "http://"+s.name+"/"); !strings.Contains(got, s.name) {
+		if got := w.Output(t, "box", "timeout", "60", "wget", "-qO-", "http://"+s.name+"/"); !strings.Contains(got, s.name) {
 			t.Errorf("%s answers %q", s.name, got)
 		}
 	}

