@@ -44,6 +44,7 @@ type Etcd struct {
 	member  *member // nil: elsewhere
 	leases  leases
 	dir     string
+	blocks  *reserve // of the member's database
 	minFree int64
 	timeout time.Duration
 }
@@ -73,11 +74,13 @@ func Open(ctx context.Context, o Options) (*Etcd, error) {
 		e.client = client
 	} else {
 		e.dir = filepath.Join(o.Dir, "store")
+		e.blocks = newReserve(e.dir)
 		m, client, err := startMember(ctx, e.dir, o.Logger)
 		if err != nil {
 			return nil, err
 		}
 		e.member, e.client = m, client
+		e.blocks.take()
 	}
 	e.kv, e.watcher = e.client.KV, e.client.Watcher
 	if o.Prefix != "" {
@@ -212,6 +215,7 @@ func (e *Etcd) room(frees bool) error {
 	if err := unix.Statfs(e.dir, &fs); err != nil {
 		return fmt.Errorf("%w: %s: %v", ErrUnavailable, e.dir, err)
 	}
+	e.blocks.take()
 	free, need := int64(fs.Bavail)*fs.Bsize, e.minFree
 	if frees {
 		need /= 4
