@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Runs `go test` with the arguments given, prints each package's line and every failure, and closes with one line that
-# counts the tests: "N passed, N failed, N skipped". Tests that were skipped are listed with their reasons.
+# Runs `go test` with the arguments given, prints each package's line as it ends and then every failure, and closes with
+# one line that counts the tests: "N passed, N failed, N skipped". Tests that were skipped are listed with their reasons.
 #
 # A test that failed is run once more by itself, and counts as passed if it passes then; it is listed as unsteady. Real
 # guests on a busy machine can take longer than a test is patient; a fault fails twice.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-log=$(mktemp) again=$(mktemp)
-trap 'rm -f "$log" "$again"' EXIT
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+go build -o "$work/summary" ./test/summary || exit 1
 flags=()
 for argument in "$@"; do
 	case $argument in
@@ -16,11 +17,13 @@ for argument in "$@"; do
 	esac
 done
 # One package at a time: tests of one mount, make namespaces and count what is left while they run.
-go test -p 1 -count=1 -timeout 40m -json "$@" >"$log"
-status=$?
-if [ $status -ne 0 ]; then
+go test -p 1 -count=1 -timeout 40m -json "$@" | tee "$work/log" | "$work/summary" -progress
+status=${PIPESTATUS[0]}
+touch "$work/again"
+if [ "$status" -ne 0 ]; then
 	while read -r package tests; do
-		go test -count=1 -timeout 20m -json ${flags[@]+"${flags[@]}"} -run "$tests" "$package" >>"$again"
-	done < <(go run ./test/summary -failed <"$log")
+		echo "again $package $tests"
+		go test -count=1 -timeout 20m -json ${flags[@]+"${flags[@]}"} -run "$tests" "$package" >>"$work/again"
+	done < <("$work/summary" -failed <"$work/log")
 fi
-go run ./test/summary -again "$again" <"$log"
+"$work/summary" -again "$work/again" <"$work/log"

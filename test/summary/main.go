@@ -1,6 +1,7 @@
-// Summary reads the output of `go test -json` and prints what a person wants to see of it: a line for each package, the
-// output of what failed, the reasons of what was skipped, and how many tests passed, failed and were skipped.
+// Summary reads the output of `go test -json` and prints what a person wants to see of it: the output of what failed, the
+// reasons of what was skipped, and how many tests passed, failed and were skipped.
 //
+//	summary -progress     prints a line for each package and each test that failed or took long instead, as they end
 //	summary -failed       prints, for each package, the pattern of its failed tests instead
 //	summary -again FILE   takes the output of a second run of those into account: what passes then was unsteady
 package main
@@ -35,19 +36,27 @@ func (t test) top() test {
 
 // run is what a run of `go test` said.
 type run struct {
-	packages []string // their lines
-	output   map[test][]string
-	failed   []test // packages that failed have no name
-	broken   []string
-	passed   map[test]bool
-	skipped  []string
+	output  map[test][]string
+	failed  []test // packages that failed have no name
+	broken  []string
+	passed  map[test]bool
+	skipped []string
 }
 
 func main() {
+	live := flag.Bool("progress", false, "print a line for each package, as they end")
 	patterns := flag.Bool("failed", false, "print the pattern of each package's failed tests")
 	second := flag.String("again", "", "output of a second run of the failed tests")
 	flag.Parse()
-	first, err := read(os.Stdin)
+	if *live {
+		if err := read(os.Stdin, progress); err != nil {
+			fmt.Fprintln(os.Stderr, "summary:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	first := newRun()
+	err := read(os.Stdin, first.take)
 	if err == nil && *patterns {
 		first.patterns()
 		return
@@ -56,7 +65,8 @@ func main() {
 	if err == nil && *second != "" {
 		var f *os.File
 		if f, err = os.Open(*second); err == nil {
-			again, err = read(f)
+			again = newRun()
+			err = read(f, again.take)
 		}
 	}
 	if err != nil {
@@ -68,19 +78,34 @@ func main() {
 	}
 }
 
-func read(from io.Reader) (*run, error) {
-	r := &run{output: map[test][]string{}, passed: map[test]bool{}}
+func newRun() *run { return &run{output: map[test][]string{}, passed: map[test]bool{}} }
+
+// read hands over each event. What is no event, as go's own complaints, goes to the standard error.
+func read(from io.Reader, take func(event)) error {
 	in := bufio.NewScanner(from)
 	in.Buffer(nil, 16<<20)
 	for in.Scan() {
 		var e event
 		if json.Unmarshal(in.Bytes(), &e) != nil {
-			fmt.Println(in.Text())
+			fmt.Fprintln(os.Stderr, in.Text())
 			continue
 		}
-		r.take(e)
+		take(e)
 	}
-	return r, in.Err()
+	return in.Err()
+}
+
+// long is how many seconds a test takes that is worth a line of its own.
+const long = 30
+
+func progress(e event) {
+	switch {
+	case e.Action != "pass" && e.Action != "fail":
+	case e.Test == "":
+		fmt.Printf("%-5s %-70s %6.1f s\n", map[string]string{"pass": "ok", "fail": "FAIL"}[e.Action], short(e.Package), e.Elapsed)
+	case e.Action == "fail" || e.Elapsed >= long:
+		fmt.Printf("  %-5s %-68s %6.1f s\n", e.Action, e.Test, e.Elapsed)
+	}
 }
 
 func (r *run) take(e event) {
@@ -93,8 +118,6 @@ func (r *run) take(e event) {
 	case "pass":
 		if e.Test != "" {
 			r.passed[key] = true
-		} else {
-			r.packages = append(r.packages, fmt.Sprintf("ok    %-70s %6.1f s", short(e.Package), e.Elapsed))
 		}
 		delete(r.output, key)
 	case "skip":
@@ -106,9 +129,6 @@ func (r *run) take(e event) {
 		r.failed = append(r.failed, key)
 		if e.FailedBuild != "" {
 			r.broken = append(r.broken, e.Package)
-		}
-		if e.Test == "" {
-			r.packages = append(r.packages, fmt.Sprintf("FAIL  %-70s %6.1f s", short(e.Package), e.Elapsed))
 		}
 	}
 }
@@ -152,7 +172,7 @@ func (r *run) print(again *run) bool {
 		failed++
 		fmt.Print(strings.Join(r.output[test{pkg, ""}], ""))
 	}
-	for _, line := range append(r.packages, r.skipped...) {
+	for _, line := range r.skipped {
 		fmt.Println(line)
 	}
 	if unsteady > 0 {
