@@ -154,7 +154,8 @@ func (c *console) last() string {
 	return string(c.tail)
 }
 
-// attach makes conn a view of the console, from its last output on, and returns when it is over.
+// attach makes conn a view of the console, from its last output on, and returns when it is over: when the console has
+// ended, or the client has gone and all that it typed was taken.
 func (c *console) attach(conn net.Conn, input io.Reader) {
 	v := &view{conn: conn, more: make(chan struct{}, 1)}
 	c.mu.Lock()
@@ -165,14 +166,22 @@ func (c *console) attach(conn net.Conn, input io.Reader) {
 		c.views[v] = struct{}{}
 	}
 	c.mu.Unlock()
+	taken := make(chan struct{})
 	go func() {
+		defer close(taken)
 		c.take(input)
-		c.mu.Lock()
-		delete(c.views, v)
-		c.mu.Unlock()
+		c.leave(v)
 		v.drop()
 	}()
 	v.run()
+	c.leave(v) // it may have gone without being read to the end: what it typed is still taken
+	<-taken
+}
+
+func (c *console) leave(v *view) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.views, v)
 }
 
 // take carries out the frames of a client, until it goes or breaks the protocol.
@@ -242,15 +251,18 @@ func (v *view) drop() {
 	v.finish()
 }
 
-// run writes what is queued to the client.
+// run writes what is queued to the client. A client that hung up ends it and leaves the connection open, to be read.
 func (v *view) run() {
-	defer v.conn.Close()
 	for range v.more {
 		v.mu.Lock()
 		out, last := v.buf, v.last
 		v.buf = nil
 		v.mu.Unlock()
-		if _, err := v.conn.Write(out); err != nil || last {
+		_, err := v.conn.Write(out)
+		if last || errors.Is(err, os.ErrDeadlineExceeded) {
+			v.conn.Close()
+		}
+		if last || err != nil {
 			return
 		}
 	}

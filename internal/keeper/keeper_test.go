@@ -255,6 +255,25 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
+// What a client types before it hangs up, without having read, is typed all the same.
+func TestTypeAndHangUp(t *testing.T) {
+	c, _ := open(t)
+	s := shell("tty", "stty -echo; echo ready; while read x; do echo got $x; done")
+	s.Terminal = true
+	start(t, c, s)
+	watching := attach(t, c, "tty", nil)
+	expect(t, watching, "ready")
+	for i := range 200 {
+		hasty, err := c.Attach(t.Context(), "tty", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintln(hasty, i)
+		hasty.Close()
+		expect(t, watching, fmt.Sprintf("got %d\n", i))
+	}
+}
+
 func TestDetach(t *testing.T) {
 	c, dir := open(t)
 	exe, err := os.Executable()
