@@ -8,6 +8,7 @@ import (
 	"runtime"
 
 	"github.com/croftproject/croft/internal/cli"
+	"github.com/croftproject/croft/internal/engine/oci"
 	"github.com/croftproject/croft/internal/engine/uml"
 	"github.com/croftproject/croft/internal/image/unpack"
 )
@@ -27,6 +28,8 @@ func main() {
 			os.Exit(outcome(keeperMain(os.Args[2:])))
 		case unpack.Command:
 			os.Exit(unpack.Main(os.Args[2:]))
+		case oci.AttendCommand:
+			os.Exit(oci.Attend(os.Args[2:]))
 		case uml.ConfineCommand:
 			os.Exit(outcome(uml.Confine(os.Args[2:])))
 		}

@@ -143,7 +143,11 @@ func (g *guests) Exec(ctx context.Context, who httpapi.Caller, tenant, name stri
 	if !ok {
 		return 0, api.Errorf(api.CodeUnsupported, "engine %s can't run processes in its guests: use the console, or ssh", s.Status.Engine)
 	}
-	return e.Exec(ctx, p)
+	code, err := e.Exec(ctx, p)
+	if errors.Is(err, engine.ErrProcess) {
+		err = api.Errorf(api.CodeInvalid, "%v", err)
+	}
+	return code, err
 }
 
 // Display connects to the guest's VNC server.

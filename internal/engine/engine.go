@@ -29,6 +29,8 @@ var (
 	ErrGone = errors.New("guest is gone")
 	// ErrUnsupported says that the engine can't do this to this guest, as it stands. It is wrapped with the reason.
 	ErrUnsupported = errors.New("not supported")
+	// ErrProcess says that a process can't be started in a guest as it was asked for. It is wrapped with the reason.
+	ErrProcess = errors.New("the process can't be started")
 )
 
 // Engine runs servers of one model in one way. All methods may be called concurrently, for different machines.
@@ -100,7 +102,8 @@ type Resizer interface {
 
 // Execer is a guest in which the host can start a process.
 type Execer interface {
-	// Exec runs a process in the guest to its end and returns its exit code.
+	// Exec runs a process in the guest to its end and returns its exit code. ErrProcess where there is no such program,
+	// user or directory.
 	Exec(ctx context.Context, p Process) (code int, err error)
 }
 

@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/croftproject/croft/internal/engine/oci"
 	"github.com/croftproject/croft/internal/engine/uml"
 	"github.com/croftproject/croft/internal/image/unpack"
 	"github.com/croftproject/croft/internal/keeper"
@@ -38,6 +39,8 @@ func main() {
 			outcome(keeperMain(os.Args[2:]))
 		case unpack.Command:
 			os.Exit(unpack.Main(os.Args[2:]))
+		case oci.AttendCommand:
+			os.Exit(oci.Attend(os.Args[2:]))
 		case uml.ConfineCommand:
 			outcome(uml.Confine(os.Args[2:]))
 		}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/client"
 	"github.com/croftproject/croft/test/world"
 )
@@ -26,20 +27,20 @@ func testExec(t *testing.T, w *world.World, name string) {
 		"directory":     {client.Exec{Args: []string{"pwd"}, Dir: "/var/tmp"}, 0, "/var/tmp\n", ""},
 		"terminal":      {client.Exec{Args: []string{"sh", "-c", "test -t 0 && stty size"}, TTY: true, Size: client.WinSize{Rows: 33, Cols: 44}}, 0, "33 44\r\n", ""},
 		"no terminal":   {client.Exec{Args: []string{"test", "-t", "0"}}, 1, "", ""},
-		"no such":       {client.Exec{Args: []string{"nothing-here"}}, 127, "", ""},
+		"left behind":   {client.Exec{Args: []string{"sh", "-c", "sleep 1000 & exit 3"}}, 3, "", ""},
 		"shell's words": {client.Exec{Args: []string{"echo", "$(id)", "a;b", "*"}}, 0, "$(id) a;b *\n", ""},
 	} {
 		var stdout, stderr bytes.Buffer
 		c.exec.Stdout, c.exec.Stderr = &stdout, &stderr
 		code, err := w.Client.Exec(t.Context(), world.Tenant, name, c.exec)
-		if what == "no such" {
-			if err == nil && code != 127 && code != 126 {
-				t.Errorf("exec, no such program: code %d", code)
-			}
-			continue
-		}
 		if err != nil || code != c.code || stdout.String() != c.stdout || stderr.String() != c.stderr {
 			t.Errorf("exec, %s: code %d, stdout %q, stderr %q, %v; want %d, %q, %q", what, code, stdout.String(), stderr.String(), err, c.code, c.stdout, c.stderr)
 		}
+	}
+	for _, e := range []client.Exec{
+		{Args: []string{"nothing-here"}}, {Args: []string{"true"}, User: "nobody-knows"}, {Args: []string{"true"}, Dir: "/etc/passwd"},
+	} {
+		_, err := w.Client.Exec(t.Context(), world.Tenant, name, e)
+		wantCode(t, err, api.CodeInvalid, "")
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/croftproject/croft/internal/daemon"
+	"github.com/croftproject/croft/internal/engine/oci"
 	"github.com/croftproject/croft/internal/engine/uml"
 )
 
@@ -39,8 +40,13 @@ func run(args []string) error {
 	f.StringVar(&o.RunDir, "run-dir", "", "")
 	f.StringVar(&o.NetNS, "netns", "", "")
 	f.StringVar(&o.Host, "host", "", "")
-	if len(args) > 0 && args[0] == uml.ConfineCommand { // the probe's, which runs this very program
-		return uml.Confine(args[1:])
+	if len(args) > 0 { // what this very program is started as for itself
+		switch args[0] {
+		case uml.ConfineCommand:
+			return uml.Confine(args[1:])
+		case oci.AttendCommand:
+			os.Exit(oci.Attend(args[1:]))
+		}
 	}
 	if len(args) == 0 || args[0] != "daemon" {
 		return errors.New("usage: faultd daemon …")

@@ -137,8 +137,13 @@ func testExecCancel(t *testing.T, h *Harness, x engine.Execer) {
 }
 
 func testExecMissing(t *testing.T, h *Harness, x engine.Execer) {
-	code, err := x.Exec(within(t, h.StopLimit), engine.Process{Args: []string{"/no/such/command"}})
-	if err == nil && code != 126 && code != 127 {
-		t.Errorf("got %d and no error", code)
+	for what, p := range map[string]engine.Process{
+		"program": {Args: []string{"/no/such/command"}},
+		"user":    {Args: h.Commands.Exit7, User: "nobody-knows"},
+		"command": {},
+	} {
+		if code, err := x.Exec(within(t, h.StopLimit), p); !errors.Is(err, engine.ErrProcess) {
+			t.Errorf("no such %s: %d, %v; want ErrProcess", what, code, err)
+		}
 	}
 }

@@ -108,13 +108,13 @@ func (g *Guest) Resize(_ context.Context, from, to *api.ServerSpec) error {
 	return nil
 }
 
-// Exec plays a few commands: "exit N", "streams", "cat", "size", "hang", "gone", "context". Others are not found (127).
+// Exec plays a few commands: "exit N", "streams", "cat", "size", "hang", "gone", "context". There are no others, and no user "nobody-knows".
 func (g *Guest) Exec(ctx context.Context, p engine.Process) (int, error) {
 	if !g.guest.running() {
 		return 0, fmt.Errorf("exec in %s: %w", g.guest.id, engine.ErrGone)
 	}
-	if len(p.Args) == 0 {
-		return 0, fmt.Errorf("exec in %s: no command", g.guest.id)
+	if len(p.Args) == 0 || p.User == "nobody-knows" {
+		return 0, fmt.Errorf("%w: no command, or no such user", engine.ErrProcess)
 	}
 	out, errs := writer(p.Stdout), writer(p.Stderr)
 	switch p.Args[0] {
@@ -153,7 +153,7 @@ func (g *Guest) Exec(ctx context.Context, p engine.Process) (int, error) {
 		user, _, _ := strings.Cut(p.User, ":")
 		fmt.Fprintf(out, "%s\n%s\n%s\n", variable(p.Env, "CROFT_TEST"), p.Dir, user)
 	default:
-		return 127, nil
+		return 0, fmt.Errorf("%w: %s: not found", engine.ErrProcess, p.Args[0])
 	}
 	return 0, nil
 }

@@ -28,6 +28,11 @@ func (g *Guest) Exec(ctx context.Context, p engine.Process) (int, error) {
 	if g.ended() {
 		return 0, fmt.Errorf("exec in %s: %w", g.m.ID, engine.ErrGone)
 	}
+	if paused, err := g.Paused(ctx); err != nil {
+		return 0, fmt.Errorf("exec in %s: %w", g.m.ID, err)
+	} else if paused {
+		return 0, fmt.Errorf("%w: the guest is paused", engine.ErrProcess)
+	}
 	spec, err := g.processSpec(p)
 	if err != nil {
 		return 0, fmt.Errorf("exec in %s: %w", g.m.ID, err)
@@ -57,7 +62,7 @@ func (g *Guest) Exec(ctx context.Context, p engine.Process) (int, error) {
 // processSpec is the guest's first process changed into p: it keeps capabilities, limits and environment.
 func (g *Guest) processSpec(p engine.Process) (*specs.Process, error) {
 	if len(p.Args) == 0 {
-		return nil, errors.New("no command")
+		return nil, fmt.Errorf("%w: no command", engine.ErrProcess)
 	}
 	data, err := os.ReadFile(bundleOf(g.m).file("config.json"))
 	if err != nil {
@@ -70,7 +75,7 @@ func (g *Guest) processSpec(p engine.Process) (*specs.Process, error) {
 	spec := config.Process
 	who, err := g.account(p.User)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", engine.ErrProcess, err)
 	}
 	spec.User, spec.Terminal, spec.ConsoleSize, spec.Args = who.User, p.TTY, nil, p.Args
 	spec.Env = execEnv(spec.Env, p, who)
@@ -138,9 +143,17 @@ func (s *session) prepare(ctx context.Context, spec *specs.Process) error {
 	if err := os.WriteFile(s.file("process.json"), data, 0o600); err != nil {
 		return err
 	}
-	s.cmd = exec.CommandContext(ctx, binary, "--root", s.guest.engine.runtime.root,
-		"--log", s.file("log"), "--log-format", "json",
-		"exec", "--process", s.file("process.json"), "--pid-file", s.file("pid"), s.guest.m.ID)
+	args := []string{
+		binary, "--root", s.guest.engine.runtime.root, "--log", s.file("log"), "--log-format", "json",
+		"exec", "--process", s.file("process.json"), "--pid-file", s.file("pid"),
+	}
+	if s.process.TTY {
+		// The terminal is hung up when the process ends, whoever else has it open.
+		args = append(args, "--tty", s.guest.m.ID)
+	} else {
+		args = append([]string{"/proc/self/exe", AttendCommand, s.file("pid")}, append(args, "--detach", s.guest.m.ID)...)
+	}
+	s.cmd = exec.CommandContext(ctx, args[0], args[1:]...)
 	s.cmd.Cancel = s.kill
 	s.cmd.WaitDelay = lingerTime
 	return nil
@@ -148,7 +161,7 @@ func (s *session) prepare(ctx context.Context, spec *specs.Process) error {
 
 func (s *session) file(name string) string { return s.dir + "/" + name }
 
-// kill ends the process in the guest; the runtime follows. Killed itself, the runtime would leave the process running.
+// kill ends the process in the guest; who waits for it follows. Killed itself, the runtime would leave the process running.
 func (s *session) kill() error {
 	pid, ok := s.awaitPID()
 	if !ok {
@@ -216,7 +229,6 @@ func (s *session) runPipes() error {
 
 // runTerminal runs it on a terminal: the runtime passes it, and its size, on to the one that it makes in the guest.
 func (s *session) runTerminal() error {
-	s.cmd.Args = slices.Insert(s.cmd.Args, len(s.cmd.Args)-1, "--tty")
 	terminal, err := s.startOnTerminal()
 	if err != nil {
 		return err
@@ -311,7 +323,7 @@ func (s *session) result(ctx context.Context, err error) (int, error) {
 	if _, started := os.Lstat(s.file("pid")); started != nil {
 		log, _ := os.ReadFile(s.file("log"))
 		if said := lastMessage(log); said != "" {
-			return 0, fmt.Errorf("exec in %s: %s", s.guest.m.ID, said)
+			return 0, fmt.Errorf("%w: %s", engine.ErrProcess, said)
 		}
 	}
 	return exit.ExitCode(), nil

@@ -19,8 +19,11 @@ import (
 	"github.com/croftproject/croft/internal/keeper"
 )
 
-// TestMain lets the test's program be the keeper, too, as the croft program is.
+// TestMain lets the test's program be the keeper, and what attends processes, too, as the croft program is.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == oci.AttendCommand {
+		os.Exit(oci.Attend(os.Args[2:]))
+	}
 	if len(os.Args) == 4 && os.Args[1] == "keeper" {
 		if err := keeper.Run(context.Background(), os.Args[3]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
