@@ -108,9 +108,9 @@ type Exec struct {
 	User   string
 	Dir    string
 	TTY    bool
-	Stdin  io.Reader // nil: empty
-	Stdout io.Writer
-	Stderr io.Writer      // unused with TTY
+	Stdin  io.Reader      // nil: empty
+	Stdout io.Writer      // nil: not looked at
+	Stderr io.Writer      // likewise; unused with TTY
 	Size   WinSize        // first size of the terminal, with TTY
 	Resize <-chan WinSize // later ones; may be nil
 }
@@ -135,6 +135,12 @@ func (c *Client) Exec(ctx context.Context, tenant, name string, e Exec) (int, er
 	defer conn.CloseNow() //nolint:errcheck // after Close it has nothing to say
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if e.Stdout == nil {
+		e.Stdout = io.Discard
+	}
+	if e.Stderr == nil {
+		e.Stderr = io.Discard
+	}
 	go sendInput(ctx, conn, e.Stdin)
 	go sendSizes(ctx, conn, e.Resize)
 	for {

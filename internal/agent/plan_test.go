@@ -123,7 +123,8 @@ func TestAfterExit(t *testing.T) {
 		{"power off", api.RestartPolicy{Policy: api.RestartOnFailure}, api.Exit{Reason: "poweroff"}, 0, 0, verdict{}},
 		{"power off, always", api.RestartPolicy{Policy: api.RestartAlways}, api.Exit{Reason: "poweroff"}, 0, 0, verdict{true, time.Second, 1}},
 		{"reboot", api.RestartPolicy{Policy: api.RestartNever}, api.Exit{Code: 129, Reason: exitReboot}, time.Minute, 3, verdict{true, 0, 0}},
-		{"reboots again and again", api.RestartPolicy{Policy: api.RestartNever}, api.Exit{Code: 129, Reason: exitReboot}, time.Second, 2, verdict{true, 4 * time.Second, 3}},
+		{"reboots again and again", api.RestartPolicy{Policy: api.RestartNever}, api.Exit{Code: 129, Reason: exitReboot}, time.Second, 2, verdict{true, 2 * time.Second, 3}},
+		{"reboots soon", api.RestartPolicy{Policy: api.RestartNever}, api.Exit{Code: 129, Reason: exitReboot}, time.Second, 0, verdict{true, 0, 1}},
 		{"lost", api.RestartPolicy{Policy: api.RestartOnFailure}, api.Exit{Reason: exitLost}, 0, 0, verdict{true, time.Second, 1}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

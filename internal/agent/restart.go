@@ -22,13 +22,17 @@ type verdict struct {
 }
 
 // afterExit decides what follows when a guest ended by itself after running for ran, having been restarted inRow times.
-// A guest that reboots is started again, whatever the policy: it has not ended. One that does nothing else is slowed down.
+// A guest that reboots is started again at once, whatever the policy: it has not ended. One that does nothing else is
+// slowed down.
 func afterExit(p api.RestartPolicy, e api.Exit, ran time.Duration, inRow int) verdict {
 	if e.Reason == exitReboot {
-		if ran < shortRun {
-			return verdict{Restart: true, Delay: backoff(inRow), InRow: inRow + 1}
+		switch {
+		case ran >= shortRun:
+			return verdict{Restart: true}
+		case inRow == 0:
+			return verdict{Restart: true, InRow: 1}
 		}
-		return verdict{Restart: true}
+		return verdict{Restart: true, Delay: backoff(inRow - 1), InRow: inRow + 1}
 	}
 	if ran >= longRun {
 		inRow = 0
