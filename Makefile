@@ -5,7 +5,7 @@
 # make bench     figures beside the peers' (make bench-peers installs those)
 # make deb       the Debian package
 SHELL   := /bin/bash
-export PATH := $(PATH):/usr/local/go/bin:/usr/local/lib/croft-go/bin
+export PATH := /usr/local/lib/croft-go/bin:$(PATH):/usr/local/go/bin
 export CGO_ENABLED := 0
 export GOTOOLCHAIN := local
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0)

@@ -46,23 +46,29 @@ install() {
 	}
 }
 
-# A Go that is new enough: on the PATH, in /usr/local/go, or Go's own toolchain module.
+# A Go that is new enough: on the PATH, in /usr/local/go, or Go's own toolchain module, put where the Makefile looks first.
+new_enough() {
+	command -v "$1" >/dev/null &&
+		[ "$(printf '%s\n' "go$go_version" "$(GOTOOLCHAIN=local "$1" env GOVERSION)" | sort -V | head -n 1)" = "go$go_version" ]
+}
+
 install_go() {
-	local go
-	for go in go /usr/local/go/bin/go /usr/local/lib/croft-go/bin/go; do
-		if command -v "$go" >/dev/null && [ "$(printf '%s\n' "go$go_version" "$("$go" env GOVERSION)" | sort -V | head -n 1)" = "go$go_version" ]; then
-			return 0
-		fi
-	done
+	local own=/usr/local/lib/croft-go
+	new_enough "$own/bin/go" && return
+	rm -rf "$own"
+	new_enough go && return
+	if new_enough /usr/local/go/bin/go; then
+		ln -s /usr/local/go "$own"
+		return
+	fi
 	install golang-go
 	say "fetching Go $go_version"
 	local module="golang.org/toolchain@v0.0.1-go$go_version.linux-amd64" cache
 	(cd / && go mod download "$module")
 	cache="$(go env GOMODCACHE)/$module"
-	rm -rf /usr/local/lib/croft-go
-	cp -r "$cache" /usr/local/lib/croft-go
-	chmod -R u+w /usr/local/lib/croft-go
-	chmod -R a+rx /usr/local/lib/croft-go/bin /usr/local/lib/croft-go/pkg/tool
+	cp -r "$cache" "$own"
+	chmod -R u+w "$own"
+	chmod -R a+rx "$own/bin" "$own/pkg/tool"
 }
 
 case "${1:-run}" in

@@ -157,7 +157,12 @@ func testLimits(t *testing.T, w *world.World) {
 	if code == 0 {
 		t.Errorf("40 processes ran within 20: %s", out)
 	}
-	w.Exec(t, s.Name, "killall", "sleep")
+	more, err := w.Servers(world.Tenant).Patch(t.Context(), s.Name, map[string]any{"spec": map[string]any{"pids": 200}}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Wait(t, s.Name, "changed", func(s *api.Server) bool { return s.Status.Observed >= more.Revision })
+	w.Output(t, s.Name, "killall", "sleep")
 	code, out = w.Exec(t, s.Name, "dd", "if=/dev/zero", "of=/root/big", "bs=1M", "count=200")
 	if code == 0 {
 		t.Errorf("200 MiB were written to a disk of 128MiB: %s", out)
