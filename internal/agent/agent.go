@@ -83,7 +83,8 @@ type Options struct {
 	Cgroups          Cgroups
 	Logger           *slog.Logger
 	Now              func() time.Time
-	// Fault, if set, is called before each step and may return an error or end the process: for tests.
+	// Fault, if set, is called before each step, and as "remember" before a launched guest is noted; it may return an error
+	// or end the process: for tests.
 	Fault func(serverID, step string) error
 }
 

@@ -2,13 +2,15 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"github.com/croftproject/croft/api"
-	"github.com/croftproject/croft/internal/engine"
-	"github.com/croftproject/croft/internal/state"
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/engine"
+	"github.com/croftproject/croft/internal/state"
 )
 
 // launch starts the guest, and has its end watched.
@@ -29,6 +31,9 @@ func (a *Agent) launch(ctx context.Context, m *machine, rec *state.Server) error
 	g, err := e.Launch(ctx, b)
 	if err != nil {
 		return err
+	}
+	if err := a.fault(m.id, "remember"); err != nil {
+		return errors.Join(err, e.Clean(ctx, b))
 	}
 	m.setGuest(g, b)
 	handle := g.Handle()

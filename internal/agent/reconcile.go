@@ -180,10 +180,8 @@ func (a *Agent) step(ctx context.Context, m *machine, rec *state.Server, s step)
 			err = fmt.Errorf("%s: %w", s, err)
 		}
 	}()
-	if a.Fault != nil {
-		if err := a.Fault(m.id, s.String()); err != nil {
-			return 0, err
-		}
+	if err := a.fault(m.id, s.String()); err != nil {
+		return 0, err
 	}
 	switch s {
 	case stepPrepare:
@@ -223,6 +221,14 @@ func (a *Agent) step(ctx context.Context, m *machine, rec *state.Server, s step)
 		return 0, a.Control.Gone(ctx, m.id)
 	}
 	return 0, fmt.Errorf("unknown step %d", s)
+}
+
+// fault is where a test may have something go wrong.
+func (a *Agent) fault(id, at string) error {
+	if a.Fault == nil {
+		return nil
+	}
+	return a.Fault(id, at)
 }
 
 // failed decides what follows from a plan that failed. A start that failed is undone as far as its volume, and tried

@@ -29,8 +29,19 @@ type shell struct {
 
 var marks atomic.Int64
 
-// attach attaches to a server's console.
+// attach attaches to the console of a server of the image micro, at its shell's prompt.
 func attach(t testing.TB, w *world.World, name string) *shell {
+	t.Helper()
+	s := attachTo(t, w, name)
+	// What is typed before the shell has set its terminal up would be lost.
+	if s.await(`:~# `, world.Patience) == nil {
+		t.Fatalf("the console of %s shows no prompt:\n%s", name, s.text())
+	}
+	return s
+}
+
+// attachTo attaches to a server's console.
+func attachTo(t testing.TB, w *world.World, name string) *shell {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	c, err := w.Client.Console(ctx, world.Tenant, name)
@@ -44,10 +55,6 @@ func attach(t testing.TB, w *world.World, name string) *shell {
 		cancel()
 	}()
 	t.Cleanup(s.detach)
-	// What is typed before the shell has set its terminal up would be lost.
-	if s.await(`:~# `, world.Patience) == nil {
-		t.Fatalf("the console of %s shows no prompt:\n%s", name, s.text())
-	}
 	return s
 }
 

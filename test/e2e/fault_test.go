@@ -30,14 +30,16 @@ var faultd = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// acts of a server's life, and the steps that they take, as internal/agent names them.
+// acts of a server's life, the phase that each begins in, and the steps that it takes, as internal/agent names them.
 var acts = []struct {
 	name  string
+	from  api.Phase
 	steps []string
 }{
-	{"create", []string{"prepare", "root", "ports", "cgroup", "launch"}},
-	{"stop", []string{"shutdown", "release", "detach ports", "close volume", "remove cgroup"}},
-	{"delete", []string{"shutdown", "release", "clean up", "detach ports", "close volume", "remove cgroup", "delete volume", "finish deletion"}},
+	{"create", "", []string{"prepare", "root", "ports", "cgroup", "launch", "remember"}},
+	{"start", api.PhaseStopped, []string{"prepare", "root", "ports", "cgroup", "launch", "remember"}},
+	{"stop", api.PhaseRunning, []string{"shutdown", "release", "detach ports", "close volume", "remove cgroup"}},
+	{"delete", api.PhaseRunning, []string{"shutdown", "release", "clean up", "detach ports", "close volume", "remove cgroup", "delete volume", "finish deletion"}},
 }
 
 // TestFaults fails each step of each act once, and ends the daemon before each of them. What was begun is finished, and
@@ -54,15 +56,17 @@ func TestFaults(t *testing.T) {
 		for _, a := range acts {
 			for _, step := range a.steps {
 				whole := k.engine == "runc"
-				if !whole && step != "launch" && step != "shutdown" && step != "release" || k.engine == "microvm" {
-					continue // the other steps are the same for every engine, and microvm is qemu's code
+				// The other steps are the same for every engine, and microvm is qemu's code.
+				own := a.name == "create" && (step == "launch" || step == "remember") || a.name == "stop" && (step == "shutdown" || step == "release")
+				if !whole && (!own || k.engine == "microvm") {
+					continue
 				}
 				for _, how := range []string{"kill", "fail"} {
-					if !whole && (how == "fail" || a.name == "delete") {
+					if !whole && how == "fail" {
 						continue
 					}
 					t.Run(k.engine+"/"+a.name+"/"+step+"/"+how, func(t *testing.T) {
-						testFault(t, w, binary, k.engine, k.model, a.name, how, step)
+						testFault(t, w, binary, fault{k.engine, k.model, a.name, a.from, how, step})
 					})
 				}
 			}
@@ -70,7 +74,17 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-func testFault(t *testing.T, w *world.World, binary, engine string, model api.Model, act, how, step string) {
+// fault is one of the table: how a step of an act goes wrong.
+type fault struct {
+	engine string
+	model  api.Model
+	act    string
+	from   api.Phase
+	how    string
+	step   string
+}
+
+func testFault(t *testing.T, w *world.World, binary string, f fault) {
 	began := len(w.Log())
 	t.Cleanup(func() { // the next test begins on a clean host, whatever became of this one
 		if t.Failed() {
@@ -83,29 +97,33 @@ func testFault(t *testing.T, w *world.World, binary, engine string, model api.Mo
 			w.DeleteAll(t, ctx)
 		}
 	})
+	spec := onLAN(small(f.model, f.engine))
+	spec.StopTimeout = api.Duration(5 * time.Second)
+	if f.from != "" {
+		w.Run(t, "fault", spec)
+	}
+	if f.from == api.PhaseStopped {
+		power(t, w, "fault", api.PowerStop)
+		w.Phase(t, "fault", api.PhaseStopped)
+	}
 	w.Stop(t)
-	w.Use(binary, "CROFT_FAULT="+how+":"+step)
+	w.Use(binary, "CROFT_FAULT="+f.how+":"+f.step)
 	w.Start(t)
 	died := w.Died()
-	spec := onLAN(small(model, engine))
-	spec.StopTimeout = api.Duration(5 * time.Second)
-	_, err := w.Servers(world.Tenant).Create(t.Context(), client.Create[api.ServerSpec]{Name: "fault", Spec: spec})
-	if err != nil && (act != "create" || how != "kill") { // the daemon may end before it has answered
-		t.Fatalf("create: %v", err)
-	}
-	if act != "create" {
-		w.Ready(t, "fault")
-	}
-	// What counts is what becomes of the server, not whether there is an answer.
+	// What counts is what becomes of the server, not whether there is an answer: the daemon may end before it has given one.
 	ctx, cancel := context.WithTimeout(t.Context(), world.Patience)
 	defer cancel()
-	switch act {
+	switch f.act {
+	case "create":
+		w.Servers(world.Tenant).Create(ctx, client.Create[api.ServerSpec]{Name: "fault", Spec: spec})
+	case "start":
+		w.Power(ctx, world.Tenant, "fault", api.PowerStart, false)
 	case "stop":
 		w.Power(ctx, world.Tenant, "fault", api.PowerStop, false)
 	case "delete":
 		w.Servers(world.Tenant).Delete(ctx, "fault", client.DeleteOptions{Force: true})
 	}
-	if how == "kill" {
+	if f.how == "kill" {
 		select {
 		case <-died:
 		case <-ctx.Done():
@@ -115,15 +133,16 @@ func testFault(t *testing.T, w *world.World, binary, engine string, model api.Mo
 		w.Use("")
 		w.Start(t)
 	}
-	switch act {
-	case "create":
+	switch f.act {
+	case "create", "start":
 		w.Ready(t, "fault")
 	case "stop":
 		w.Phase(t, "fault", api.PhaseStopped)
 	}
 	w.Remove(t, "fault")
 	w.NoTrace(t)
-	if how == "fail" && !strings.Contains(w.Log()[began:], "a fault was put before "+step) {
+	if f.how == "fail" && !strings.Contains(w.Log()[began:], "a fault was put before "+f.step) {
 		t.Error("the step was never reached")
 	}
+	w.Use("")
 }
