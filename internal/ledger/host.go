@@ -101,7 +101,7 @@ func (h Host) Change(r Room, from, to Ask) (Host, []int, []api.Shortage) {
 	if to.Server != "" && from.Server == "" && rest.Servers >= MaxServers {
 		short = append(short, Short("servers", r.Name, int64(1), 0))
 	}
-	cpus, free := rest.pick(r, to)
+	cpus, free := rest.dedicate(r, from, to)
 	if len(cpus) < to.Dedicated {
 		short = append(short, shortage("host-cpu", r.Name, fmt.Sprint(to.Dedicated), fmt.Sprint(free), fmt.Sprint(to.Dedicated-free)))
 	}
@@ -148,6 +148,14 @@ func (h Host) release(a Ask) Host {
 		h.CPUs = nil
 	}
 	return h
+}
+
+// dedicate chooses the CPUs of the new promise. One that wants no more than it has keeps them, whatever the host has by now.
+func (h Host) dedicate(r Room, from, to Ask) (cpus []int, free int) {
+	if to.Dedicated <= min(from.Dedicated, len(to.Held)) {
+		return slices.Clone(to.Held[:to.Dedicated]), to.Dedicated
+	}
+	return h.pick(r, to)
 }
 
 // pick chooses the CPUs to dedicate: those held already, then the highest, since a host's own work gathers on the

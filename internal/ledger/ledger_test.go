@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
 
 	"github.com/croftproject/croft/api"
@@ -58,6 +59,28 @@ func TestDedicated(t *testing.T) {
 	}
 	if h.Allocated().CPU != 3000 || h.Servers != 1 {
 		t.Fatalf("%+v", h)
+	}
+	// What does not grow is never short, whatever the host has by now.
+	reserved, fewer := r, room(2)
+	reserved.Reserve.CPU = 3500
+	for name, tc := range map[string]struct {
+		room Room
+		want int
+		cpus []int
+	}{
+		"as it was, more reserved":  {reserved, 3, []int{1, 2, 3}},
+		"as it was, fewer CPUs":     {fewer, 3, []int{1, 2, 3}},
+		"fewer, more reserved":      {reserved, 2, []int{1, 2}},
+		"none, more reserved":       {reserved, 0, nil},
+		"one more, more reserved":   {reserved, 4, nil},
+		"one more, of fewer CPUs":   {fewer, 4, nil},
+		"one more than may be used": {r, 4, nil},
+	} {
+		to := Ask{Server: "a", CPU: api.MilliCPU(tc.want) * api.CPU1, Dedicated: tc.want, Held: []int{1, 2, 3}}
+		next, got, short := h.Change(tc.room, Ask{Server: "a", CPU: 3000, Dedicated: 3, Held: []int{1, 2, 3}}, to)
+		if (short == nil) != (tc.want < 4) || !cmp.Equal(got, tc.cpus, cmpopts.EquateEmpty()) || (short == nil && len(next.CPUs) != tc.want) {
+			t.Errorf("%s: %v, %v, short %v", name, got, next, short)
+		}
 	}
 }
 
