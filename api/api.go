@@ -37,7 +37,7 @@ type Page[T any] struct {
 // Change is one entry of a watch.
 type Change[T any] struct {
 	Type     ChangeType `json:"type" enum:"put,delete"`
-	Revision int64      `json:"revision" doc:"Revision to resume after; 0: there is none yet, more of a snapshot follows."`
+	Revision int64      `json:"revision" doc:"Revision to resume after; 0: there is none yet, more that belongs together follows."`
 	Object   T          `json:"object"`
 }
 

@@ -32,36 +32,79 @@ type subscriber struct {
 	ch chan []byte
 }
 
-// publish tells a change. A subscriber that is too far behind is closed, and will list again.
-func (f *feed) publish(c change) {
-	if len(f.past) >= 2*remembered {
-		f.cut = f.past[len(f.past)-remembered-1].revision
-		f.past = slices.Clone(f.past[len(f.past)-remembered:])
-	}
-	f.past = append(f.past, c)
-	for s := range f.subs {
-		data := s.shown(c)
-		if data == nil {
-			continue
+// publish tells the changes of one revision. A subscriber that is too far behind is closed, and will list again.
+func (f *feed) publish(revision int64, changes []change) {
+	for _, c := range changes {
+		if len(f.past) >= 2*remembered {
+			f.cut = f.past[len(f.past)-remembered-1].revision
+			f.past = slices.Clone(f.past[len(f.past)-remembered:])
 		}
-		select {
-		case s.ch <- data:
-		default:
+		f.past = append(f.past, c)
+	}
+	for s := range f.subs {
+		for _, data := range encodeBatch(s.shown(changes), revision) {
+			select {
+			case s.ch <- data:
+				continue
+			default:
+			}
 			delete(f.subs, s)
 			close(s.ch)
+			break
 		}
 	}
 }
 
-// shown is the change as the selection sees it: a resource that no longer matches is deleted, for this watcher.
-func (s *subscriber) shown(c change) []byte {
-	switch {
-	case s.has(c.now):
-		return encodeChange(api.ChangePut, c.revision, c.now)
-	case s.has(c.old):
-		return encodeChange(api.ChangeDelete, c.revision, c.old)
+// view is a change as a selection sees it.
+type view struct {
+	what api.ChangeType
+	*entry
+}
+
+// shown are the changes that the selection sees: a resource that no longer matches is deleted, for this watcher.
+func (s *selection) shown(changes []change) []view {
+	var out []view
+	for _, c := range changes {
+		switch {
+		case s.has(c.now):
+			out = append(out, view{api.ChangePut, c.now})
+		case s.has(c.old):
+			out = append(out, view{api.ChangeDelete, c.old})
+		}
 	}
-	return nil
+	return out
+}
+
+// since are the changes after a revision that the selection sees.
+func (f *feed) since(s selection, from int64) [][]byte {
+	var out [][]byte
+	past := f.past
+	for len(past) > 0 {
+		revision := past[0].revision
+		n := slices.IndexFunc(past, func(c change) bool { return c.revision != revision })
+		if n < 0 {
+			n = len(past)
+		}
+		if revision > from {
+			out = append(out, encodeBatch(s.shown(past[:n]), revision)...)
+		}
+		past = past[n:]
+	}
+	return out
+}
+
+// encodeBatch encodes what belongs to one revision. Only the last one has the revision, and can be resumed after: who has
+// read a part would never be told the rest.
+func encodeBatch(views []view, revision int64) [][]byte {
+	out := make([][]byte, len(views))
+	for i, v := range views {
+		if i < len(views)-1 {
+			out[i] = encodeChange(v.what, 0, v.entry)
+		} else {
+			out[i] = encodeChange(v.what, revision, v.entry)
+		}
+	}
+	return out
 }
 
 func encodeChange(t api.ChangeType, revision int64, e *entry) []byte {
@@ -86,13 +129,7 @@ func (ix *index) watch(ctx context.Context, s selection, from int64) (<-chan []b
 		if from < t.cut || from < ix.since {
 			return nil, api.Errorf(api.CodeExpired, "changes after revision %d are not remembered any more; list again, and watch from the list's revision", from)
 		}
-		for _, c := range t.past {
-			if c.revision > from {
-				if data := sub.shown(c); data != nil {
-					first = append(first, data)
-				}
-			}
-		}
+		first = t.since(s, from)
 	} else {
 		first = snapshot(s, t.sorted, ix.revision)
 	}
@@ -105,24 +142,15 @@ func (ix *index) watch(ctx context.Context, s selection, from int64) (<-chan []b
 	return out, nil
 }
 
-// snapshot is a put of everything that is selected. Only the last one has the revision, and can be resumed after: who has
-// read a part would never be told the rest.
+// snapshot is a put of everything that is selected.
 func snapshot(s selection, all []*entry, revision int64) [][]byte {
-	var chosen []*entry
+	var chosen []view
 	for _, e := range all {
 		if s.has(e) {
-			chosen = append(chosen, e)
+			chosen = append(chosen, view{api.ChangePut, e})
 		}
 	}
-	out := make([][]byte, len(chosen))
-	for i, e := range chosen {
-		if i < len(chosen)-1 {
-			out[i] = encodeChange(api.ChangePut, 0, e)
-		} else {
-			out[i] = encodeChange(api.ChangePut, revision, e)
-		}
-	}
-	return out
+	return encodeBatch(chosen, revision)
 }
 
 func (ix *index) deliver(ctx context.Context, t *table, sub *subscriber, first [][]byte, out chan<- []byte) {

@@ -172,8 +172,14 @@ func (ix *index) apply(b store.Batch) {
 			break
 		}
 	}
+	changes := map[kind][]change{}
 	for o := range dirty {
-		ix.tables[o.kind].set(o.id, ix.join(o.kind, o.id), b.Revision)
+		if c, changed := ix.tables[o.kind].set(o.id, ix.join(o.kind, o.id), b.Revision); changed {
+			changes[o.kind] = append(changes[o.kind], c)
+		}
+	}
+	for k, of := range changes {
+		ix.tables[k].publish(b.Revision, of)
 	}
 	ix.revision = max(ix.revision, b.Revision)
 	close(ix.moved)

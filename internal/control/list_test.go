@@ -194,6 +194,52 @@ func TestSnapshotResumes(t *testing.T) {
 	problem(t, err, api.CodeExpired)
 }
 
+// A watch that broke between two changes of one transaction is told both again.
+func TestBatchResumes(t *testing.T) {
+	w := newWorld(t)
+	w.server("before")
+	all, odd := httpapi.ListOptions{}, httpapi.ListOptions{Labels: map[string]string{"odd": "1"}}
+	watch := func(o httpapi.ListOptions, from int64) <-chan []byte {
+		ch, err := w.Servers().Watch(t.Context(), root, DefaultTenant, o, from)
+		w.must(err)
+		return ch
+	}
+	from := w.ix.revision
+	live := map[string]<-chan []byte{"all": watch(all, from), "odd": watch(odd, from)}
+	fill(t, w, 4) // one transaction
+	after := w.ix.revision
+	for name, tc := range map[string]struct {
+		o    httpapi.ListOptions
+		want []string
+	}{
+		"all": {all, []string{"s0000", "s0001", "s0002", "s0003"}},
+		"odd": {odd, []string{"s0001", "s0003"}},
+	} {
+		for _, ch := range []<-chan []byte{live[name], watch(tc.o, from)} {
+			resume, cut := from, watch(tc.o, from)
+			if c := nextChange(t, cut); c.Revision > 0 {
+				resume = c.Revision
+			}
+			var rest []string
+			for again := watch(tc.o, resume); len(rest) < len(tc.want); {
+				rest = append(rest, nextChange(t, again).Object.Name)
+			}
+			var got []string
+			for i := range tc.want {
+				c := nextChange(t, ch)
+				if got = append(got, c.Object.Name); (c.Revision == after) != (i == len(tc.want)-1) {
+					t.Errorf("%s: change %d is at revision %d", name, i, c.Revision)
+				}
+			}
+			slices.Sort(got)
+			slices.Sort(rest)
+			if !slices.Equal(got, tc.want) || !slices.Equal(rest, tc.want) {
+				t.Errorf("%s: %v, resumed %v; want %v", name, got, rest, tc.want)
+			}
+		}
+	}
+}
+
 // A watcher that does not read is closed, and does not hold up anybody.
 func TestSlowWatcher(t *testing.T) {
 	w := newWorld(t)

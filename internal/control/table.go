@@ -77,11 +77,11 @@ func newestFirst(id string) string {
 	return string(out)
 }
 
-// set puts, or with nil removes, a resource, and tells those who watch.
-func (t *table) set(id string, e *entry, revision int64) {
+// set puts, or with nil removes, a resource. It tells whether that changed anything; the caller publishes it.
+func (t *table) set(id string, e *entry, revision int64) (c change, changed bool) {
 	old := t.byID[id]
 	if e == nil && old == nil {
-		return
+		return c, false
 	}
 	if old != nil && (e == nil || t.key(e.meta) != old.key) {
 		at, _ := t.find(old.key)
@@ -98,7 +98,7 @@ func (t *table) set(id string, e *entry, revision int64) {
 			t.sorted = slices.Insert(t.sorted, at, e)
 		}
 	}
-	t.publish(change{revision: revision, old: old, now: e})
+	return change{revision: revision, old: old, now: e}, true
 }
 
 // find is where a key is, or would be.
