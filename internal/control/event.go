@@ -50,7 +50,7 @@ func warnLast(d *draft) {
 	}
 }
 
-// How many events and ended jobs are kept at most, the newest.
+// How many events and ended jobs of each tenant are kept at most, the newest; and as many that belong to none.
 const (
 	maxEvents = 10_000
 	maxJobs   = 1_000
@@ -77,12 +77,10 @@ func (c *Control) pruneOnce(ctx context.Context, events, jobs int) error {
 	for {
 		var tx store.Tx
 		c.ix.mu.RLock()
-		old := c.ix.tables[kindEvent].sorted
-		for _, e := range old[min(events, len(old)):] {
+		for _, e := range beyond(c.ix.tables[kindEvent].sorted, events) {
 			tx.Deletes = append(tx.Deletes, state.Events+e.meta.ID)
 		}
-		old = c.ix.tables[kindJob].sorted
-		for _, e := range old[min(jobs, len(old)):] {
+		for _, e := range beyond(c.ix.tables[kindJob].sorted, jobs) {
 			if e.obj.(*api.Job).Status.Phase != api.JobRunning {
 				tx.Deletes = append(tx.Deletes, state.Jobs+e.meta.ID)
 			}
@@ -100,4 +98,16 @@ func (c *Control) pruneOnce(ctx context.Context, events, jobs int) error {
 			return err
 		}
 	}
+}
+
+// beyond are the entries that come after the first n of their tenant.
+func beyond(sorted []*entry, n int) []*entry {
+	var out []*entry
+	seen := map[string]int{}
+	for _, e := range sorted {
+		if seen[e.meta.Tenant]++; seen[e.meta.Tenant] > n {
+			out = append(out, e)
+		}
+	}
+	return out
 }

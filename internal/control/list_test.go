@@ -281,10 +281,21 @@ func TestRelist(t *testing.T) {
 
 func TestPrune(t *testing.T) {
 	w := newWorld(t)
+	_, err := w.Tenants().Create(t.Context(), root, "", httpapi.Create[api.TenantSpec]{Name: "quiet"})
+	w.must(err)
+	_, err = w.Networks().Create(t.Context(), root, "quiet", httpapi.Create[api.NetworkSpec]{Name: "lan"})
+	w.must(err)
 	for i := range 20 {
 		w.server(fmt.Sprintf("s%d", i))
 	}
 	w.must(w.pruneOnce(t.Context(), 5, 0))
+	// A tenant with many events evicts nobody else's.
+	if r, err := w.Events().List(t.Context(), root, "quiet", httpapi.ListOptions{}); err != nil || !slices.Equal(names(t, r), []string{"lan"}) {
+		t.Errorf("of another tenant: %v, %v", names(t, r), err)
+	}
+	if r, err := w.Events().List(t.Context(), root, "", httpapi.ListOptions{AllTenants: true}); err != nil || r.Total != 5+1+3 {
+		t.Errorf("%d events in all, %v: %v", r.Total, err, names(t, r)) // of the host and two tenants, too
+	}
 	r, err := w.Events().List(t.Context(), root, DefaultTenant, httpapi.ListOptions{})
 	w.must(err)
 	if got := names(t, r); !slices.Equal(got, []string{"s19", "s18", "s17", "s16", "s15"}) {
