@@ -84,7 +84,7 @@ type FieldError struct {
 
 // Shortage says what there is not enough of, and by how much.
 type Shortage struct {
-	Resource string `json:"resource" doc:"cpu, memory, disk, servers, networks, images, address, host-cpu."`
+	Resource string `json:"resource" doc:"cpu, memory, huge-pages, disk, servers, networks, images, address, host-cpu."`
 	Where    string `json:"where" doc:"Host or tenant that is short."`
 	Asked    string `json:"asked"`
 	Free     string `json:"free"`

@@ -116,10 +116,11 @@ type EngineStatus struct {
 
 // Resources is an amount of everything that admission counts.
 type Resources struct {
-	Servers int      `json:"servers"`
-	CPU     MilliCPU `json:"cpu"`
-	Memory  Bytes    `json:"memory"`
-	Disk    Bytes    `json:"disk"`
+	Servers   int      `json:"servers"`
+	CPU       MilliCPU `json:"cpu"`
+	Memory    Bytes    `json:"memory" doc:"Of a host: without what is set aside as huge pages."`
+	HugePages Bytes    `json:"hugePages,omitempty" doc:"Memory in huge pages of 2 MiB. It is neither reserved nor overcommitted, and counts as memory against quotas."`
+	Disk      Bytes    `json:"disk"`
 }
 
 // Tenant is a customer. Tenants form a tree.

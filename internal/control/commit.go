@@ -216,7 +216,7 @@ func describe(short []api.Shortage) string {
 
 // approx rounds an amount of bytes for people; the exact one is in the problem's shortages.
 func approx(resource, amount string) string {
-	if b, err := api.ParseBytes(amount); err == nil && (resource == "memory" || resource == "disk") {
+	if b, err := api.ParseBytes(amount); err == nil && (resource == "memory" || resource == "huge-pages" || resource == "disk") {
 		return b.Approx()
 	}
 	return amount

@@ -17,7 +17,7 @@ type hosts struct{ *Control }
 // Machine is what a daemon found its host to have.
 type Machine struct {
 	Name     string
-	Capacity api.Resources // CPU, Memory, Disk of the pool
+	Capacity api.Resources // CPU, Memory, HugePages, Disk of the pool
 	CPUs     []int         // host CPUs that can be dedicated
 
 	// ID is the host's id as the machine keeps it; empty before its first start.
@@ -229,6 +229,9 @@ func overPromised(h *state.Host, l ledger.Host) []api.Shortage {
 	}
 	if have.Memory > all.Memory {
 		over = append(over, ledger.Short("memory", h.Meta.Name, have.Memory, all.Memory))
+	}
+	if have.HugePages > all.HugePages {
+		over = append(over, ledger.Short("huge-pages", h.Meta.Name, have.HugePages, all.HugePages))
 	}
 	if have.Disk > all.Disk {
 		over = append(over, ledger.Short("disk", h.Meta.Name, have.Disk, all.Disk))

@@ -146,19 +146,31 @@ func (c *Control) reserve(d *draft, s, old *state.Server) error {
 // usage is what a server counts for against quotas: memory without the engine's overhead.
 func usage(s *state.Server) ledger.Usage {
 	r := s.Reserved
-	r.Memory -= s.Overhead
+	r.Memory, r.HugePages = r.Memory-s.Overhead+r.HugePages, 0
 	return ledger.Usage{Resources: r}
 }
 
 func usageOf(s *api.ServerSpec) ledger.Usage {
+	ordinary, huge := memoryOf(s)
 	return ledger.Usage{Resources: api.Resources{
-		Servers: 1, CPU: s.CPU.Entitlement, Memory: s.Memory.Reservation, Disk: s.Disk.Size,
+		Servers: 1, CPU: s.CPU.Entitlement, Memory: ordinary + huge, Disk: s.Disk.Size,
 	}}
+}
+
+// memoryOf is the memory that is kept for a server: its reservation; or huge pages for all of it, since a guest on them has
+// them from its start on.
+func memoryOf(s *api.ServerSpec) (ordinary, huge api.Bytes) {
+	if s.Memory.HugePages {
+		return 0, s.Memory.Limit
+	}
+	return s.Memory.Reservation, 0
 }
 
 // ask is what a server holds of its host.
 func ask(s *state.Server) ledger.Ask {
-	a := ledger.Ask{Server: s.Meta.ID, CPU: s.Reserved.CPU, Memory: s.Reserved.Memory, Disk: s.Reserved.Disk, Held: s.CPUs}
+	a := ledger.Ask{
+		Server: s.Meta.ID, CPU: s.Reserved.CPU, Memory: s.Reserved.Memory, HugePages: s.Reserved.HugePages, Disk: s.Reserved.Disk, Held: s.CPUs,
+	}
 	if s.Spec.CPU.Dedicated {
 		a.Dedicated = s.Spec.CPU.Count
 	}
@@ -167,7 +179,8 @@ func ask(s *state.Server) ledger.Ask {
 
 // askOf is what a spec needs of a host, with an engine's overhead.
 func askOf(id string, s *api.ServerSpec, overhead api.Bytes) ledger.Ask {
-	a := ledger.Ask{Server: id, CPU: s.CPU.Entitlement, Memory: s.Memory.Reservation + overhead, Disk: s.Disk.Size}
+	ordinary, huge := memoryOf(s)
+	a := ledger.Ask{Server: id, CPU: s.CPU.Entitlement, Memory: ordinary + overhead, HugePages: huge, Disk: s.Disk.Size}
 	if s.CPU.Dedicated {
 		a.Dedicated = s.CPU.Count
 	}

@@ -260,8 +260,9 @@ func (c *Control) promise(d *draft, s *state.Server, from, to ledger.Ask) error 
 	d.check(state.Hosts + s.HostID) // its reserve and overcommit
 	d.put(state.HostLedger+s.HostID, next)
 	s.CPUs = cpus
-	s.Overhead = to.Memory - s.Spec.Memory.Reservation
-	s.Reserved = api.Resources{Servers: 1, CPU: to.CPU, Memory: to.Memory, Disk: to.Disk}
+	ordinary, _ := memoryOf(&s.Spec)
+	s.Overhead = to.Memory - ordinary
+	s.Reserved = api.Resources{Servers: 1, CPU: to.CPU, Memory: to.Memory, HugePages: to.HugePages, Disk: to.Disk}
 	return nil
 }
 

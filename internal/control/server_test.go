@@ -433,6 +433,61 @@ func TestGrants(t *testing.T) {
 	w.sound()
 }
 
+// Huge pages are promised once, beside the rest of the memory, and count as memory against the quota.
+func TestHugePages(t *testing.T) {
+	w := newWorld(t)
+	paged := machine
+	paged.Capacity.HugePages = api.GiB
+	w.register(paged)
+	st := fakeStatus()
+	st.Engines[0].Grants = append(st.Engines[0].Grants, string(api.GrantHugePages))
+	w.write(state.HostStatus+w.hostID, st)
+	_, err := w.Tenants().Update(t.Context(), root, "", DefaultTenant, httpapi.Update[api.TenantSpec]{
+		Spec: api.TenantSpec{Grants: []api.AllowedGrant{{Kind: api.GrantHugePages}}},
+	})
+	w.must(err)
+	on := func(limit api.Bytes) edit {
+		return func(s *api.ServerSpec) {
+			s.Model, s.State, s.Memory = api.ModelFull, api.StateStopped, api.Memory{Limit: limit, HugePages: true}
+		}
+	}
+	used := func() (h, q api.Resources) {
+		tenant, err := w.Tenants().Get(t.Context(), root, "", DefaultTenant)
+		w.must(err)
+		return w.host().Status.Allocated, tenant.Status.Used
+	}
+	s := w.server("a", on(768*api.MiB))
+	if h, q := used(); h.HugePages != 768*api.MiB || h.Memory != 64*api.MiB || q.Memory != 768*api.MiB || s.Status.Overhead != 64*api.MiB {
+		t.Errorf("host %+v, quota %+v, overhead %v", h, q, s.Status.Overhead)
+	}
+	p := problem(t, func() error { _, err := w.create("b", on(512*api.MiB)); return err }(), api.CodeCapacity)
+	if d := cmp.Diff([]api.Shortage{{Resource: "huge-pages", Where: "h1", Asked: "512MiB", Free: "256MiB", Short: "256MiB"}}, p.Short); d != "" {
+		t.Error(d)
+	}
+	w.server("b", on(256*api.MiB))
+	update := func(e edit) error {
+		spec := s.Spec
+		e(&spec)
+		_, err := w.Servers().Update(t.Context(), root, DefaultTenant, "a", httpapi.Update[api.ServerSpec]{Spec: spec})
+		return err
+	}
+	if p := problem(t, update(func(s *api.ServerSpec) { s.Memory.Limit += 2 * api.MiB }), api.CodeCapacity); p.Short[0].Resource != "huge-pages" {
+		t.Errorf("%+v", p.Short)
+	}
+	w.sound()
+	// The host has fewer by now: what does not grow is never short. And off them again.
+	w.register(machine)
+	w.must(update(func(s *api.ServerSpec) { s.DeleteProtection = true }))
+	w.must(update(func(s *api.ServerSpec) { s.Memory.HugePages = false }))
+	if h, q := used(); h.HugePages != 256*api.MiB || h.Memory != (768+2*64)*api.MiB || q.Memory != 1024*api.MiB {
+		t.Errorf("host %+v, quota %+v", h, q)
+	}
+	w.sound()
+	w.remove("b")
+	w.remove("a")
+	w.empty()
+}
+
 func TestUnavailable(t *testing.T) {
 	w := newWorld(t)
 	w.server("web")

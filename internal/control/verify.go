@@ -113,7 +113,7 @@ func checkLedgers(ix *index) []string {
 
 // unlimited is a host on which everything has room.
 var unlimited = ledger.Room{
-	Capacity:   api.Resources{CPU: 1 << 60, Memory: 1 << 62, Disk: 1 << 62},
+	Capacity:   api.Resources{CPU: 1 << 60, Memory: 1 << 62, HugePages: 1 << 62, Disk: 1 << 62},
 	Overcommit: api.Overcommit{CPU: 100, Memory: 100, Disk: 100},
 }
 

@@ -31,8 +31,10 @@ func (d *Daemon) register(ctx context.Context) error {
 	}
 	m := control.Machine{
 		Name: d.o.Host, CPUs: d.facts.CPUs,
-		Capacity: api.Resources{CPU: api.MilliCPU(len(d.facts.CPUs)) * api.CPU1, Memory: d.facts.Memory, Disk: info.Capacity},
-		Own:      len(d.o.EtcdEndpoints) == 0,
+		Capacity: api.Resources{
+			CPU: api.MilliCPU(len(d.facts.CPUs)) * api.CPU1, Memory: d.facts.Memory, HugePages: d.facts.HugePages, Disk: info.Capacity,
+		},
+		Own: len(d.o.EtcdEndpoints) == 0,
 	}
 	path := filepath.Join(d.o.StateDir, "host-id")
 	if m.ID, err = readWord(path); err != nil {
@@ -95,7 +97,7 @@ func (d *Daemon) reportHost(ctx context.Context, reported func()) {
 	}
 	st := api.HostStatus{
 		Phase: "ready", Version: d.o.Version, Kernel: d.facts.Kernel, Cgroups: mode.String(), Booted: d.facts.Booted,
-		Capacity: api.Resources{CPU: api.MilliCPU(len(d.facts.CPUs)) * api.CPU1, Memory: d.facts.Memory},
+		Capacity: api.Resources{CPU: api.MilliCPU(len(d.facts.CPUs)) * api.CPU1, Memory: d.facts.Memory, HugePages: d.facts.HugePages},
 	}
 	if info, err := d.pool.Info(ctx); err == nil {
 		st.Capacity.Disk = info.Capacity

@@ -17,11 +17,12 @@ import (
 
 // facts are what the machine is.
 type facts struct {
-	CPUs   []int
-	Memory api.Bytes
-	Kernel string
-	BootID string
-	Booted time.Time
+	CPUs      []int
+	Memory    api.Bytes // without huge pages of any size
+	HugePages api.Bytes // of 2 MiB, those that engines use
+	Kernel    string
+	BootID    string
+	Booted    time.Time
 }
 
 // lookAround finds out what the machine is.
@@ -35,8 +36,16 @@ func lookAround() (f facts, err error) {
 			f.CPUs = append(f.CPUs, cpu)
 		}
 	}
-	if f.Memory, err = memTotal(); err != nil {
+	meminfo, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
 		return f, err
+	}
+	if f.Memory, err = ordinaryMemory(meminfo); err != nil {
+		return f, err
+	}
+	if pages, err := readWord("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"); err == nil {
+		n, _ := strconv.ParseInt(pages, 10, 64) // empty where the kernel has none
+		f.HugePages = api.Bytes(n) * 2 * api.MiB
 	}
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
@@ -56,18 +65,22 @@ func lookAround() (f facts, err error) {
 	return f, nil
 }
 
-func memTotal() (api.Bytes, error) {
-	data, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return 0, err
-	}
-	for lines := bufio.NewScanner(bytes.NewReader(data)); lines.Scan(); {
-		if fields := strings.Fields(lines.Text()); len(fields) == 3 && fields[0] == "MemTotal:" {
+// ordinaryMemory is the memory of a machine less all that is set aside as huge pages (proc_meminfo(5)).
+func ordinaryMemory(meminfo []byte) (api.Bytes, error) {
+	kB := map[string]int64{}
+	for lines := bufio.NewScanner(bytes.NewReader(meminfo)); lines.Scan(); {
+		if fields := strings.Fields(lines.Text()); len(fields) == 3 {
 			n, err := strconv.ParseInt(fields[1], 10, 64)
-			return api.Bytes(n) * api.KiB, err
+			if err != nil {
+				return 0, fmt.Errorf("/proc/meminfo: %q: %w", lines.Text(), err)
+			}
+			kB[fields[0]] = n
 		}
 	}
-	return 0, fmt.Errorf("/proc/meminfo has no MemTotal")
+	if kB["MemTotal:"] == 0 {
+		return 0, errors.New("/proc/meminfo has no MemTotal")
+	}
+	return api.Bytes(kB["MemTotal:"]-kB["Hugetlb:"]) * api.KiB, nil
 }
 
 // hostName reads the name that the state directory's host has had since its first start, or keeps the one given: a host

@@ -4,6 +4,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/croftproject/croft/api"
 )
 
 func TestLabel(t *testing.T) {
@@ -12,6 +14,22 @@ func TestLabel(t *testing.T) {
 	} {
 		if got := label(in); got != want {
 			t.Errorf("label(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestOrdinaryMemory(t *testing.T) {
+	for name, tc := range map[string]struct {
+		meminfo string
+		want    api.Bytes
+	}{
+		"huge pages":    {"MemTotal:       8192 kB\nHugePages_Total:       1\nHugetlb:            2048 kB\n", 6144 * api.KiB},
+		"an old kernel": {"MemTotal:       8192 kB\nMemFree:        1024 kB\n", 8192 * api.KiB},
+		"no total":      {"MemFree:        1024 kB\n", 0},
+		"no number":     {"MemTotal:       many kB\n", 0},
+	} {
+		if got, err := ordinaryMemory([]byte(tc.meminfo)); got != tc.want || (err == nil) != (tc.want > 0) {
+			t.Errorf("%s: %v, %v; want %v", name, got, err, tc.want)
 		}
 	}
 }

@@ -15,11 +15,12 @@ import (
 
 // Host is what is promised of one host.
 type Host struct {
-	Servers int            `json:"servers"`
-	CPU     api.MilliCPU   `json:"cpu"` // entitlements, without dedicated CPUs
-	Memory  api.Bytes      `json:"memory"`
-	Disk    api.Bytes      `json:"disk"`
-	CPUs    map[int]string `json:"cpus,omitempty"` // dedicated CPUs, and the servers that have them
+	Servers   int            `json:"servers"`
+	CPU       api.MilliCPU   `json:"cpu"`    // entitlements, without dedicated CPUs
+	Memory    api.Bytes      `json:"memory"` // without huge pages
+	HugePages api.Bytes      `json:"hugePages,omitempty"`
+	Disk      api.Bytes      `json:"disk"`
+	CPUs      map[int]string `json:"cpus,omitempty"` // dedicated CPUs, and the servers that have them
 }
 
 // MaxServers is how many servers a host takes at most: each has 65,536 user ids of its own, of the 4,294,967,296 there are,
@@ -37,10 +38,11 @@ type Room struct {
 
 // Ask is what a server is to be promised. The zero Ask is nothing.
 type Ask struct {
-	Server string
-	CPU    api.MilliCPU // entitlement; of a server with dedicated CPUs, 1000 for each
-	Memory api.Bytes    // with the engine's overhead
-	Disk   api.Bytes
+	Server    string
+	CPU       api.MilliCPU // entitlement; of a server with dedicated CPUs, 1000 for each
+	Memory    api.Bytes    // with the engine's overhead, without huge pages
+	HugePages api.Bytes
+	Disk      api.Bytes
 	// Dedicated is how many CPUs the server is to have for itself. Held are those that it has already.
 	Dedicated int
 	Held      []int
@@ -54,20 +56,23 @@ func (a Ask) shared() api.MilliCPU {
 	return a.CPU
 }
 
-// Allocatable is what may be promised in all: capacity less reserve, times overcommit.
+// Allocatable is what may be promised in all: capacity less reserve, times overcommit. Huge pages are as many as there
+// are: the host's own work has none, and the kernel can't swap them.
 func (r Room) Allocatable() api.Resources {
 	return api.Resources{
-		Servers: MaxServers,
-		CPU:     times(r.Capacity.CPU-r.Reserve.CPU, r.Overcommit.CPU),
-		Memory:  times(r.Capacity.Memory-r.Reserve.Memory, r.Overcommit.Memory),
-		Disk:    times(r.Capacity.Disk-r.Reserve.Disk, r.Overcommit.Disk),
+		Servers:   MaxServers,
+		CPU:       times(r.Capacity.CPU-r.Reserve.CPU, r.Overcommit.CPU),
+		Memory:    times(r.Capacity.Memory-r.Reserve.Memory, r.Overcommit.Memory),
+		HugePages: r.Capacity.HugePages,
+		Disk:      times(r.Capacity.Disk-r.Reserve.Disk, r.Overcommit.Disk),
 	}
 }
 
 // Allocated is what is promised in all.
 func (h Host) Allocated() api.Resources {
 	return api.Resources{
-		Servers: h.Servers, CPU: h.CPU + api.MilliCPU(len(h.CPUs))*api.CPU1, Memory: h.Memory, Disk: h.Disk,
+		Servers: h.Servers, CPU: h.CPU + api.MilliCPU(len(h.CPUs))*api.CPU1, Memory: h.Memory,
+		HugePages: h.HugePages, Disk: h.Disk,
 	}
 }
 
@@ -75,10 +80,11 @@ func (h Host) Allocated() api.Resources {
 func (h Host) Free(r Room) api.Resources {
 	all := r.Allocatable()
 	return api.Resources{
-		Servers: max(0, MaxServers-h.Servers),
-		CPU:     max(0, h.sharedCPU(r, 0)-h.CPU),
-		Memory:  max(0, all.Memory-h.Memory),
-		Disk:    max(0, all.Disk-h.Disk),
+		Servers:   max(0, MaxServers-h.Servers),
+		CPU:       max(0, h.sharedCPU(r, 0)-h.CPU),
+		Memory:    max(0, all.Memory-h.Memory),
+		HugePages: max(0, all.HugePages-h.HugePages),
+		Disk:      max(0, all.Disk-h.Disk),
 	}
 }
 
@@ -113,6 +119,10 @@ func (h Host) Change(r Room, from, to Ask) (Host, []int, []api.Shortage) {
 	if exceeds(rest.Memory, to.Memory, all.Memory) && to.Memory > from.Memory {
 		short = append(short, Short("memory", r.Name, to.Memory, all.Memory-rest.Memory))
 	}
+	next.HugePages = rest.HugePages + to.HugePages
+	if exceeds(rest.HugePages, to.HugePages, all.HugePages) && to.HugePages > from.HugePages {
+		short = append(short, Short("huge-pages", r.Name, to.HugePages, all.HugePages-rest.HugePages))
+	}
 	next.Disk = rest.Disk + to.Disk
 	if exceeds(rest.Disk, to.Disk, all.Disk) && to.Disk > from.Disk {
 		short = append(short, Short("disk", r.Name, to.Disk, all.Disk-rest.Disk))
@@ -141,6 +151,7 @@ func (h Host) release(a Ask) Host {
 	h.Servers--
 	h.CPU -= a.shared()
 	h.Memory -= a.Memory
+	h.HugePages -= a.HugePages
 	h.Disk -= a.Disk
 	h.CPUs = maps.Clone(h.CPUs)
 	maps.DeleteFunc(h.CPUs, func(_ int, server string) bool { return server == a.Server })
@@ -198,7 +209,7 @@ func quantity(resource string, n int64) string {
 	switch resource {
 	case "cpu":
 		return api.MilliCPU(n).String()
-	case "memory", "disk":
+	case "memory", "huge-pages", "disk":
 		return api.Bytes(n).String()
 	}
 	return fmt.Sprint(n)

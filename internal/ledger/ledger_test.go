@@ -17,7 +17,7 @@ import (
 func room(cpus int) Room {
 	r := Room{
 		Name:       "h1",
-		Capacity:   api.Resources{CPU: api.MilliCPU(cpus) * api.CPU1, Memory: 8 * api.GiB, Disk: 100 * api.GiB},
+		Capacity:   api.Resources{CPU: api.MilliCPU(cpus) * api.CPU1, Memory: 8 * api.GiB, HugePages: 2 * api.GiB, Disk: 100 * api.GiB},
 		Reserve:    api.Reserve{CPU: 100, Memory: 512 * api.MiB, Disk: api.GiB},
 		Overcommit: api.Overcommit{CPU: 100, Memory: 100, Disk: 200},
 	}
@@ -28,11 +28,12 @@ func room(cpus int) Room {
 }
 
 func TestShortages(t *testing.T) {
-	ask := Ask{Server: "a", CPU: 3 * api.CPU1, Memory: 9 * api.GiB, Disk: 199 * api.GiB}
-	_, _, short := Host{CPU: 400}.Change(room(2), Ask{}, ask)
+	ask := Ask{Server: "a", CPU: 3 * api.CPU1, Memory: 9 * api.GiB, HugePages: 1536 * api.MiB, Disk: 199 * api.GiB}
+	_, _, short := Host{CPU: 400, HugePages: api.GiB}.Change(room(2), Ask{}, ask)
 	want := []api.Shortage{
 		{Resource: "cpu", Where: "h1", Asked: "3", Free: "1500m", Short: "1500m"},
 		{Resource: "memory", Where: "h1", Asked: "9GiB", Free: "7680MiB", Short: "1536MiB"},
+		{Resource: "huge-pages", Where: "h1", Asked: "1536MiB", Free: "1GiB", Short: "512MiB"},
 		{Resource: "disk", Where: "h1", Asked: "199GiB", Free: "198GiB", Short: "1GiB"},
 	}
 	if d := cmp.Diff(want, short); d != "" {
@@ -86,8 +87,9 @@ func TestDedicated(t *testing.T) {
 
 func TestShrinkOnAFullHost(t *testing.T) {
 	r := room(1)
-	big, small := Ask{Server: "a", CPU: 5000, Memory: 64 * api.GiB}, Ask{Server: "a", CPU: 4000, Memory: 64 * api.GiB}
-	h := Host{Servers: 1, CPU: 5000, Memory: 64 * api.GiB}
+	big := Ask{Server: "a", CPU: 5000, Memory: 64 * api.GiB, HugePages: 4 * api.GiB}
+	small := Ask{Server: "a", CPU: 4000, Memory: 64 * api.GiB, HugePages: 4 * api.GiB}
+	h := Host{Servers: 1, CPU: 5000, Memory: 64 * api.GiB, HugePages: 4 * api.GiB}
 	if _, _, short := h.Change(r, big, small); short != nil {
 		t.Errorf("shrinking is refused: %v", short)
 	}
@@ -101,6 +103,9 @@ func asks(t *rapid.T, label string) Ask {
 		CPU:    api.MilliCPU(rapid.Int64Range(0, 3000).Draw(t, label+" cpu")),
 		Memory: api.Bytes(rapid.OneOf(rapid.Int64Range(0, int64(4*api.GiB)), rapid.Int64Range(0, math.MaxInt64)).Draw(t, label+" memory")),
 		Disk:   api.Bytes(rapid.Int64Range(0, int64(60*api.GiB)).Draw(t, label+" disk")),
+	}
+	if rapid.IntRange(0, 4).Draw(t, label+" pages") == 0 {
+		a.HugePages = api.Bytes(rapid.Int64Range(0, int64(3*api.GiB)).Draw(t, label+" huge"))
 	}
 	if rapid.IntRange(0, 4).Draw(t, label+" kind") == 0 {
 		a.Dedicated = rapid.IntRange(1, 3).Draw(t, label+" dedicated")
@@ -125,7 +130,8 @@ func TestHostProperties(t *testing.T) {
 				to = asks(t, "to")
 				to.Server, to.Held = name, from.Held
 			}
-			before := Host{h.Servers, h.CPU, h.Memory, h.Disk, maps.Clone(h.CPUs)}
+			before := h
+			before.CPUs = maps.Clone(h.CPUs)
 			next, cpus, short := h.Change(r, from, to)
 			if d := cmp.Diff(before, h); d != "" {
 				t.Fatalf("the old ledger was changed: %s", d)
@@ -162,6 +168,7 @@ func checkHost(t *rapid.T, r Room, h Host, held map[string]Ask) {
 			want.CPU += a.CPU
 		}
 		want.Memory += a.Memory
+		want.HugePages += a.HugePages
 		want.Disk += a.Disk
 		for _, cpu := range a.Held {
 			if want.CPUs == nil {
@@ -177,7 +184,7 @@ func checkHost(t *rapid.T, r Room, h Host, held map[string]Ask) {
 		t.Fatalf("ledger and promises differ: %s", d)
 	}
 	all := r.Allocatable()
-	if h.Memory > all.Memory || h.Disk > all.Disk || h.Memory < 0 {
+	if h.Memory > all.Memory || h.HugePages > all.HugePages || h.Disk > all.Disk || h.Memory < 0 {
 		t.Fatalf("%+v exceeds %+v", h, all)
 	}
 	if len(h.CPUs) > 0 && r.Overcommit.CPU == 100 && h.Allocated().CPU > all.CPU {

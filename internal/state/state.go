@@ -51,7 +51,7 @@ type Server struct {
 	HostID      string        `json:"hostID"`
 	Host        string        `json:"host"` // its name
 	Engine      string        `json:"engine"`
-	Reserved    api.Resources `json:"reserved"` // Memory with Overhead
+	Reserved    api.Resources `json:"reserved"` // Memory with Overhead, without HugePages
 	Overhead    api.Bytes     `json:"overhead"`
 	CPUs        []int         `json:"cpus,omitempty"` // dedicated host CPUs
 	ImageID     string        `json:"imageID"`
