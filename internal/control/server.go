@@ -90,6 +90,9 @@ func (c *Control) compose(d *draft, s, old *state.Server) error {
 	}
 	if old == nil || !slices.Equal(placement.Grants(&s.Spec), placement.Grants(&old.Spec)) || !slices.Equal(s.Spec.Grants, old.Spec.Grants) {
 		checkAllowed(&f, &line[0].v.Spec, &s.Spec)
+		if old != nil { // else placement asks
+			checkWithheld(&f, s, old, d.ix.engineStatus(s))
+		}
 	}
 	if h := s.Spec.Host; h != "" && d.ix.tables[kindHost].named("", h) == nil {
 		f.add("/spec/host", "there is no host %s", quote(h))

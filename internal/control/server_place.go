@@ -95,6 +95,28 @@ func checkAllowed(f *faults, t *api.TenantSpec, s *api.ServerSpec) {
 	}
 }
 
+// checkWithheld checks that the engine that a server has can hand over what the spec wants of the host, beyond what the
+// server had before.
+func checkWithheld(f *faults, s, old *state.Server, e api.EngineStatus) {
+	had := placement.Grants(&old.Spec)
+	for _, kind := range placement.Withheld(&s.Spec, e) {
+		if slices.Contains(had, kind) {
+			continue
+		}
+		at := "/spec/grants"
+		switch i := slices.IndexFunc(s.Spec.Grants, func(g api.Grant) bool { return g.Kind == kind }); {
+		case i >= 0:
+			at = fmt.Sprintf("%s/%d", at, i)
+		case kind == api.GrantDedicatedCPU:
+			at = "/spec/cpu/dedicated"
+		case kind == api.GrantHugePages:
+			at = "/spec/memory/hugePages"
+		}
+		*f = append(*f, api.FieldError{Pointer: at, Code: api.CodeUnsupported, Message: fmt.Sprintf(
+			"engine %s can't hand over %s on host %s", s.Engine, kind, s.Host)})
+	}
+}
+
 func allows(t *api.TenantSpec, g api.Grant) bool {
 	return slices.ContainsFunc(t.Grants, func(a api.AllowedGrant) bool {
 		if a.Kind != g.Kind {

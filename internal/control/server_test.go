@@ -428,8 +428,34 @@ func TestGrants(t *testing.T) {
 	if p.Short[0].Resource != "host-cpu" || p.Short[0].Short != "1" {
 		t.Errorf("%+v", p.Short)
 	}
-	// Allowed, but no engine here can.
+	// Allowed, but no engine here can: neither at first nor later.
 	problem(t, create("f", func(s *api.ServerSpec) { s.Memory.HugePages = true }), api.CodeUnsupported, "/spec/engine")
+	w.must(create("f", func(s *api.ServerSpec) { s.Model, s.State = api.ModelFull, api.StateStopped }))
+	for pointer, e := range map[string]edit{
+		"":                       directory("/srv/data"),
+		"/spec/cpu/dedicated":    func(s *api.ServerSpec) { s.CPU.Dedicated = true },
+		"/spec/memory/hugePages": func(s *api.ServerSpec) { s.Memory.HugePages = true },
+		"/spec/grants/1": func(s *api.ServerSpec) {
+			s.Grants = []api.Grant{{Kind: api.GrantDirectory, Source: "/srv/data"}, {Kind: api.GrantHugePages}}
+		},
+	} {
+		now, err := w.Servers().Get(t.Context(), root, "acme", "f")
+		w.must(err)
+		spec := now.Spec
+		e(&spec)
+		_, err = w.Servers().Update(t.Context(), root, "acme", "f", httpapi.Update[api.ServerSpec]{Spec: spec})
+		if pointer == "" {
+			w.must(err)
+		} else {
+			problem(t, err, api.CodeUnsupported, pointer)
+		}
+	}
+	// What it has already is not asked for again.
+	w.write(state.HostStatus+w.hostID, api.HostStatus{Phase: "ready"})
+	now, err := w.Servers().Get(t.Context(), root, "acme", "a")
+	w.must(err)
+	_, err = w.Servers().Update(t.Context(), root, "acme", "a", httpapi.Update[api.ServerSpec]{Name: "renamed", Spec: now.Spec})
+	w.must(err)
 	w.sound()
 }
 

@@ -152,11 +152,14 @@ func changeable(ix *index, now *api.Server, next *api.ServerSpec, old *state.Ser
 }
 
 // abilities of the engine that a server runs under, on its host.
-func abilities(ix *index, s *state.Server) []string {
+func abilities(ix *index, s *state.Server) []string { return ix.engineStatus(s).Abilities }
+
+// engineStatus is what a server's host found of the engine that the server runs under; zero where it has not reported it.
+func (ix *index) engineStatus(s *state.Server) api.EngineStatus {
 	for _, e := range or(ix.hostStatuses[s.HostID]).Engines {
 		if e.Name == s.Engine {
-			return e.Abilities
+			return e
 		}
 	}
-	return nil
+	return api.EngineStatus{}
 }

@@ -143,12 +143,15 @@ func refused(spec *api.ServerSpec, e api.EngineStatus) string {
 	if !e.Available {
 		return "not available: " + e.Reason
 	}
-	for _, kind := range Grants(spec) {
-		if !slices.Contains(e.Grants, string(kind)) {
-			return fmt.Sprintf("can't hand over %s here", kind)
-		}
+	if kinds := Withheld(spec, e); len(kinds) > 0 {
+		return fmt.Sprintf("can't hand over %s here", kinds[0])
 	}
 	return ""
+}
+
+// Withheld are the kinds of grants that a server needs and the host's engine can't hand over, as far as its probe found.
+func Withheld(spec *api.ServerSpec, e api.EngineStatus) []api.GrantKind {
+	return slices.DeleteFunc(Grants(spec), func(kind api.GrantKind) bool { return slices.Contains(e.Grants, string(kind)) })
 }
 
 // Grants are the kinds of grants that a server needs, each once.
