@@ -15,7 +15,7 @@ type Network struct {
 type NetworkSpec struct {
 	Subnets []Subnet `json:"subnets,omitempty" doc:"Subnets; one IPv4 subnet today. Default: a free /24 of 10.0.0.0/8."`
 	NAT     *bool    `json:"nat,omitempty" default:"true" doc:"Translate the servers' addresses to the host's on the way out of the uplink."`
-	MTU     int      `json:"mtu,omitempty" positive:"true" default:"1500" minimum:"0" maximum:"9216"`
+	MTU     int      `json:"mtu,omitempty" positive:"true" default:"1500" minimum:"576" maximum:"9216"`
 	DNS     DNS      `json:"dns,omitzero"`
 }
 
@@ -74,18 +74,18 @@ type HostSpec struct {
 	Uplink        string     `json:"uplink,omitempty" doc:"Device that leads out; default: the one with the default route."`
 }
 
-// Reserve is kept for the host itself.
+// Reserve is kept for the host itself. Each is more than 0 and less than the host has; 1m and 1B are as good as nothing.
 type Reserve struct {
-	CPU    MilliCPU `json:"cpu,omitempty" default:"100m"`
-	Memory Bytes    `json:"memory,omitempty" default:"512MiB"`
-	Disk   Bytes    `json:"disk,omitempty" default:"1GiB"`
+	CPU    MilliCPU `json:"cpu,omitempty" positive:"true" default:"100m"`
+	Memory Bytes    `json:"memory,omitempty" positive:"true" default:"512MiB"`
+	Disk   Bytes    `json:"disk,omitempty" positive:"true" default:"1GiB"`
 }
 
 // Overcommit is how many times over the host's capacity, less the reserve, may be promised. In percent: 100 is once.
 type Overcommit struct {
-	CPU    int `json:"cpu,omitempty" default:"100" minimum:"0" maximum:"10000" doc:"Percent."`
-	Memory int `json:"memory,omitempty" default:"100" minimum:"0" maximum:"1000" doc:"Percent."`
-	Disk   int `json:"disk,omitempty" default:"200" minimum:"0" maximum:"10000" doc:"Percent. Volumes are sparse."`
+	CPU    int `json:"cpu,omitempty" positive:"true" default:"100" minimum:"1" maximum:"10000" doc:"Percent."`
+	Memory int `json:"memory,omitempty" positive:"true" default:"100" minimum:"1" maximum:"1000" doc:"Percent."`
+	Disk   int `json:"disk,omitempty" positive:"true" default:"200" minimum:"1" maximum:"10000" doc:"Percent. Volumes are sparse."`
 }
 
 type HostStatus struct {

@@ -51,7 +51,7 @@ type ServerSpec struct {
 
 	Autostart        Autostart     `json:"autostart,omitzero"`
 	Restart          RestartPolicy `json:"restart,omitzero"`
-	StopTimeout      Duration      `json:"stopTimeout,omitempty" default:"30s" doc:"How long a graceful stop may take before the guest is stopped hard."`
+	StopTimeout      Duration      `json:"stopTimeout,omitempty" positive:"true" default:"30s" doc:"How long a graceful stop may take before the guest is stopped hard; at most 1h."`
 	DeleteProtection bool          `json:"deleteProtection,omitempty" doc:"Refuse to delete the server while set."`
 }
 
@@ -66,10 +66,10 @@ const (
 
 // CPU divides the host's processors: what is always given, what is never exceeded, and the share of the rest.
 type CPU struct {
-	Count       int      `json:"count,omitempty" positive:"true" default:"1" minimum:"0" maximum:"1024" doc:"Virtual CPUs that the guest sees."`
+	Count       int      `json:"count,omitempty" positive:"true" default:"1" minimum:"1" maximum:"1024" doc:"Virtual CPUs that the guest sees."`
 	Entitlement MilliCPU `json:"entitlement,omitempty" positive:"true" doc:"CPU that the server always gets when it asks for it; what admission counts. Default: 100m for each virtual CPU."`
 	Cap         MilliCPU `json:"cap,omitempty" positive:"true" doc:"CPU that the server never exceeds. Default: count."`
-	Weight      int      `json:"weight,omitempty" positive:"true" minimum:"0" maximum:"10000" doc:"Share of what is left once all entitlements are met. Default: in proportion to the entitlement."`
+	Weight      int      `json:"weight,omitempty" positive:"true" minimum:"1" maximum:"10000" doc:"Share of what is left once all entitlements are met. Default: in proportion to the entitlement."`
 	Dedicated   bool     `json:"dedicated,omitempty" doc:"Whole host CPUs for this server alone, as many as count. Needs the grant dedicated-cpu."`
 }
 

@@ -182,7 +182,7 @@ func (c hosts) Update(ctx context.Context, who httpapi.Caller, _, name string, u
 		next := *old
 		next.Spec, next.Meta.Labels = u.Spec, u.Labels
 		fillHost(&next.Spec)
-		if err := checkHost(&next, u.Name); err != nil {
+		if err := checkHost(&next, old, u.Name); err != nil {
 			return err
 		}
 		if same(&next, old) {
@@ -202,15 +202,15 @@ func (c hosts) Update(ctx context.Context, who httpapi.Caller, _, name string, u
 	return shown[api.Host](c.Control, kindHost, id)
 }
 
-func checkHost(h *state.Host, name string) error {
+func checkHost(h, old *state.Host, name string) error {
 	var f faults
 	checkLabels(&f, h.Meta.Labels)
 	if name != "" && name != h.Meta.Name {
 		f.add("/name", "a host is named by its daemon; the name can't be changed")
 	}
-	between(&f, "/spec/reserve/cpu", h.Spec.Reserve.CPU, 1, max(1, h.Capacity.CPU))
-	between(&f, "/spec/reserve/memory", h.Spec.Reserve.Memory, 1, max(1, h.Capacity.Memory))
-	between(&f, "/spec/reserve/disk", h.Spec.Reserve.Disk, 1, max(1, h.Capacity.Disk))
+	part(&f, "/spec/reserve/cpu", h.Spec.Reserve.CPU, old.Spec.Reserve.CPU, h.Capacity.CPU)
+	part(&f, "/spec/reserve/memory", h.Spec.Reserve.Memory, old.Spec.Reserve.Memory, h.Capacity.Memory)
+	part(&f, "/spec/reserve/disk", h.Spec.Reserve.Disk, old.Spec.Reserve.Disk, h.Capacity.Disk)
 	between(&f, "/spec/overcommit/cpu", h.Spec.Overcommit.CPU, 1, 10000)
 	between(&f, "/spec/overcommit/memory", h.Spec.Overcommit.Memory, 1, 1000)
 	between(&f, "/spec/overcommit/disk", h.Spec.Overcommit.Disk, 1, 10000)
@@ -218,6 +218,14 @@ func checkHost(h *state.Host, name string) error {
 		f.add("/spec/uplink", "%s is no network device", quote(h.Spec.Uplink))
 	}
 	return f.err()
+}
+
+// part demands that a reserve leaves something of what the host has: the guests' limit would be none. What stays as it was
+// may be too much for what the host has by now.
+func part[N ~int64](f *faults, pointer string, n, was, capacity N) {
+	if n != was && (n < 1 || n >= capacity) {
+		f.add(pointer, "is %v, and must be more than 0 and less than the %v that the host has", n, capacity)
+	}
 }
 
 // overPromised is what is promised beyond what may be.

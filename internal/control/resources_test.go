@@ -354,10 +354,21 @@ func TestHosts(t *testing.T) {
 	for pointer, spec := range map[string]api.HostSpec{
 		"/spec/overcommit/cpu":    {Overcommit: api.Overcommit{CPU: 10001}},
 		"/spec/overcommit/memory": {Overcommit: api.Overcommit{Memory: -1}},
-		"/spec/reserve/memory":    {Reserve: api.Reserve{Memory: api.TiB}},
+		"/spec/reserve/memory":    {Reserve: api.Reserve{Memory: bigger.Capacity.Memory}},
+		"/spec/reserve/cpu":       {Reserve: api.Reserve{CPU: bigger.Capacity.CPU + 1}},
+		"/spec/reserve/disk":      {Reserve: api.Reserve{Disk: -1}},
 		"/spec/uplink":            {Uplink: "a-device-with-a-long-name"},
 	} {
 		problem(t, update(spec), api.CodeInvalid, pointer)
+	}
+	// All but the last of it; and it stays where the host has less by now.
+	least := api.HostSpec{Reserve: api.Reserve{Memory: bigger.Capacity.Memory - 1, CPU: 1, Disk: 1}}
+	w.must(update(least))
+	w.register(machine)
+	least.Unschedulable = true
+	w.must(update(least))
+	if h = w.host(); h.Spec.Reserve != least.Reserve || h.Status.Allocatable.Memory != 0 {
+		t.Errorf("%+v", h)
 	}
 	_, err = w.Hosts().Delete(t.Context(), root, "", "h1", httpapi.DeleteOptions{})
 	problem(t, err, api.CodeInUse)
