@@ -12,6 +12,7 @@ import (
 	"github.com/croftproject/croft/internal/image"
 	"github.com/croftproject/croft/internal/ledger"
 	"github.com/croftproject/croft/internal/state"
+	"github.com/croftproject/croft/internal/store"
 )
 
 // jobList are the use cases of jobs.
@@ -169,8 +170,11 @@ func (c *Control) startImage(ctx context.Context, who httpapi.Caller, tenant str
 	job, err := once(ctx, c, who, kindJob, tenant, request, meta, func(keep remember) (*api.Job, error) {
 		return c.beginJob(ctx, &m, keep)
 	})
-	if err != nil || m.job.ID == "" { // or answered before
-		return job, err
+	if err != nil {
+		return nil, err
+	}
+	if m.job.ID == "" { // it was begun before, with the same key
+		return c.begun(ctx, job, wait)
 	}
 	if !wait {
 		c.work.running.Go(func() { c.runJob(c.work.ctx, &m) }) //nolint:errcheck // it is in the job
@@ -185,6 +189,23 @@ func (c *Control) startImage(ctx context.Context, who httpapi.Caller, tenant str
 		return nil, err
 	}
 	return shown[api.Job](c, kindJob, m.job.ID)
+}
+
+// begun answers a request whose job was begun before: with the job as it is now. Where the request would have waited for
+// the job's end, a failure is an error, as it was for the first one.
+func (c *Control) begun(ctx context.Context, first *api.Job, wait bool) (*api.Job, error) {
+	now, revision, err := store.Get[state.Job](ctx, c.o.Store, state.Jobs+first.ID)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return nil, api.Errorf(api.CodeNotFound, "job %s, which this Idempotency-Key began, is gone", first.Name)
+	case err != nil:
+		return nil, unavailable(err)
+	case wait && now.Status.Phase == api.JobFailed:
+		return nil, api.Errorf(now.Status.Code, "%s", now.Status.Error)
+	}
+	c.visible(ctx, revision)
+	now.Revision = revision
+	return &now.Job, nil
 }
 
 // beginJob records that a job runs. What would make its image impossible is found out before the work.

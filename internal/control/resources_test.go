@@ -314,6 +314,42 @@ func TestJobs(t *testing.T) {
 	w.sound()
 }
 
+// A request that is sent again is told how the job that it began stands now.
+func TestJobIsNotRemembered(t *testing.T) {
+	w := newWorld(t)
+	who := root
+	upload := func(key, content string) (*api.Job, error) {
+		who.Key = key
+		return w.ImportImage(t.Context(), who, DefaultTenant, httpapi.ImageImport{Name: key, Body: strings.NewReader(content)})
+	}
+	done, err := upload("good", "x")
+	w.must(err)
+	again, err := upload("good", "x")
+	w.must(err)
+	if d := cmp.Diff(done, again); d != "" || again.Status.Phase != api.JobDone {
+		t.Error(d)
+	}
+	_, first := upload("broken", "bad")
+	_, second := upload("broken", "bad")
+	if problem(t, first, api.CodeBadImage); problem(t, second, api.CodeBadImage).Detail != first.Error() {
+		t.Errorf("%v, and then %v", first, second)
+	}
+	w.images.hold = make(chan struct{})
+	who.Key = "build"
+	job, err := w.BuildImage(t.Context(), who, DefaultTenant, "built", "micro", false)
+	w.must(err)
+	close(w.images.hold)
+	w.soon("done", func() bool {
+		now, err := w.BuildImage(t.Context(), who, DefaultTenant, "built", "micro", false)
+		w.must(err)
+		return now.ID == job.ID && now.Status.Phase == api.JobDone
+	})
+	_, err = w.Jobs().Delete(t.Context(), root, DefaultTenant, job.Name, httpapi.DeleteOptions{})
+	w.must(err)
+	_, err = w.BuildImage(t.Context(), who, DefaultTenant, "built", "micro", false)
+	problem(t, err, api.CodeNotFound)
+}
+
 func TestHosts(t *testing.T) {
 	w := newWorld(t)
 	h := w.host()
