@@ -25,14 +25,16 @@ type Tree struct {
 	parent string
 	used   []hierarchy // those in which groups are made
 
+	whole  sync.RWMutex // held for writing while the parent's limits change
 	mu     sync.Mutex
 	groups map[string]*group // by name; "" is the parent
 }
 
 // group is what a Tree remembers of one.
 type group struct {
-	mu   sync.Mutex
-	have *Limits // as last written; nil: not known
+	mu    sync.Mutex
+	have  *Limits      // as last written; nil: not known
+	asked api.MilliCPU // the cap of the last Set: have's may be left out within the parent's
 }
 
 // New makes the parent group, a path relative to each hierarchy's root, and makes the controllers available in it.
@@ -174,15 +176,14 @@ func (t *Tree) lock(name string) (g *group, unlock func()) {
 	return g, g.mu.Unlock
 }
 
-// SetParent limits the whole.
-func (t *Tree) SetParent(l Limits) error { return t.set("", l) }
-
 // Set makes the group or changes its limits. It writes only what differs from the last Set; where it fails, the next
 // writes everything.
 func (t *Tree) Set(name string, l Limits) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
+	t.whole.RLock()
+	defer t.whole.RUnlock()
 	return t.set(name, l)
 }
 
@@ -198,8 +199,7 @@ func (t *Tree) set(name string, l Limits) (err error) {
 	defer unlock()
 	l.CPUSet = slices.Clone(l.CPUSet)
 	l.IO = slices.Clone(l.IO)
-	l.CPUCap = t.withinParent(name, l.CPUCap)
-	had := g.have
+	asked, had := l.CPUCap, g.have
 	g.have = nil
 	defer func() {
 		if err != nil {
@@ -211,12 +211,22 @@ func (t *Tree) set(name string, l Limits) (err error) {
 			return fmt.Errorf("the host has no %s controller", controller)
 		}
 	}
+	if l.CPUCap, err = t.withinParent(name, asked); err != nil {
+		return err
+	}
 	made, err := t.make(name, l)
 	if err != nil {
 		return err
 	}
-	if made {
+	switch {
+	case made:
 		had = &Limits{}
+	case had == nil && name == "":
+		found, err := t.readParent()
+		if err != nil {
+			return err
+		}
+		had = &found
 	}
 	if err := t.apply(name, had, l); err != nil {
 		return err
@@ -224,21 +234,8 @@ func (t *Tree) set(name string, l Limits) (err error) {
 	if err := t.throttleLeaf(name, l); err != nil {
 		return err
 	}
-	g.have = &l
+	g.have, g.asked = &l, asked
 	return nil
-}
-
-// withinParent leaves out a cap that the parent's makes meaningless; v1 refuses it.
-func (t *Tree) withinParent(name string, limit api.MilliCPU) api.MilliCPU {
-	if name == "" {
-		return limit
-	}
-	p, unlock := t.lock("")
-	defer unlock()
-	if p.have != nil && p.have.CPUCap > 0 && limit >= p.have.CPUCap {
-		return 0
-	}
-	return limit
 }
 
 // make makes the group's directories. It reports whether all of them are new.

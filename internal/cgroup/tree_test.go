@@ -143,7 +143,7 @@ func tree(t testing.TB) *Tree {
 		t.Fatal(err)
 	}
 	clean(t, tr)
-	if err := tr.SetParent(Limits{Shares: 100_000}); err != nil {
+	if _, err := tr.SetParent(Limits{Shares: 100_000}); err != nil {
 		t.Fatal(err)
 	}
 	return tr

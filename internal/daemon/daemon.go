@@ -50,6 +50,8 @@ type Daemon struct {
 	server  *http.Server
 	socket  net.Listener
 	manager string // socket of the service manager; empty: none
+
+	followed followed // by one goroutine at a time: the one that opens, then that of reportHost
 }
 
 // Run runs a daemon until asked ends. Guests go on, unless the host goes down: then they are stopped before.

@@ -47,7 +47,8 @@ func (d *Daemon) register(ctx context.Context) error {
 	if d.hostID, err = d.control.RegisterHost(ctx, m); err != nil {
 		return fmt.Errorf("register %s: %w", d.o.StateDir, err)
 	}
-	return d.reserve()
+	d.follow() // guests that run go on without: followHost tries again
+	return nil
 }
 
 // spec of this host, as the operator set it.
@@ -59,17 +60,67 @@ func (d *Daemon) spec() api.HostSpec {
 	return h.Spec
 }
 
-// reserve keeps guests from eating what is kept for the host: the group that holds them all has no more than the rest.
-func (d *Daemon) reserve() error {
-	r := d.spec().Reserve
-	err := d.groups.SetParent(cgroup.Limits{
-		CPUCap:      api.MilliCPU(len(d.facts.CPUs))*api.CPU1 - r.CPU,
-		MemoryLimit: d.facts.Memory - r.Memory,
-	})
-	if err == nil && d.agent != nil {
-		d.agent.Divide()
+// followed is how far the host's spec has been carried out.
+type followed struct {
+	spec  api.HostSpec // as carried out last
+	done  bool         // in full
+	lacks api.Bytes    // memory of the reserve that guests have
+	since time.Time    // when done became what it is
+}
+
+// carry applies a spec that is not the one that was applied last, or was not in full.
+func (f *followed) carry(now api.HostSpec, apply func(api.HostSpec) (done bool, err error)) (err error) {
+	if f.done && reflect.DeepEqual(now, f.spec) {
+		return nil
+	}
+	was := f.done
+	f.spec = now
+	if f.done, err = apply(now); f.done != was || f.since.IsZero() {
+		f.since = time.Now()
 	}
 	return err
+}
+
+// follow carries the host's spec out, as far as it can be now.
+func (d *Daemon) follow() {
+	if err := d.followed.carry(d.spec(), d.reserve); err != nil {
+		d.o.Logger.Error("apply the host's reserve; it is tried again", "error", err)
+	}
+}
+
+// reserve keeps guests from eating what is kept for the host: the group that holds them all has no more than the rest. It
+// is not done where guests use memory that the reserve is to have: that can only be taken once they use less.
+func (d *Daemon) reserve(spec api.HostSpec) (done bool, err error) {
+	want := cgroup.Limits{ // at least something: zero is no limit
+		CPUCap:      max(1, api.MilliCPU(len(d.facts.CPUs))*api.CPU1-spec.Reserve.CPU),
+		MemoryLimit: max(1, d.facts.Memory-spec.Reserve.Memory),
+	}
+	got, err := d.groups.SetParent(want)
+	if err != nil {
+		return false, err
+	}
+	if d.agent != nil {
+		d.agent.Divide()
+	}
+	lacks := got.MemoryLimit - want.MemoryLimit
+	if lacks > 0 && d.followed.lacks == 0 {
+		d.o.Logger.Warn("guests use memory that the host's reserve is to have: it is kept as they use less", "lacks", lacks)
+	}
+	d.followed.lacks = lacks
+	return lacks == 0, nil
+}
+
+// condition tells in the host's status whether its reserve is kept.
+func (f *followed) condition() api.Condition {
+	c := api.Condition{Type: "ReserveKept", Status: f.done, Reason: "Kept", Since: f.since}
+	switch {
+	case f.done:
+	case f.lacks > 0:
+		c.Reason, c.Message = "InUse", fmt.Sprintf("guests use %s of memory that the reserve is to have; it is kept once they use less", f.lacks)
+	default:
+		c.Reason, c.Message = "Failed", "the reserve could not be applied; the daemon's log says why"
+	}
+	return c
 }
 
 // answers tells whether the store does, for those who ask how the daemon is.
@@ -129,20 +180,10 @@ func (d *Daemon) reportHost(ctx context.Context, reported func()) {
 }
 
 func (d *Daemon) report(ctx context.Context, st api.HostStatus) {
+	st.Conditions = []api.Condition{d.followed.condition()}
 	if err := d.agent.ReportHost(ctx, st); err != nil && ctx.Err() == nil {
 		d.o.Logger.Error("report the host", "error", err)
 	}
-}
-
-// changed applies the host's spec where it is not the one that was applied last, which it returns.
-func changed(last, now api.HostSpec, apply func() error) (api.HostSpec, error) {
-	if reflect.DeepEqual(now, last) {
-		return last, nil
-	}
-	if err := apply(); err != nil {
-		return last, err // the next tick tries again
-	}
-	return now, nil
 }
 
 // followHost reports the host again and again, and applies its spec when it changes; also on the tick, because what
@@ -150,13 +191,6 @@ func changed(last, now api.HostSpec, apply func() error) (api.HostSpec, error) {
 func (d *Daemon) followHost(ctx context.Context, st api.HostStatus) {
 	tick := time.NewTicker(hostSeen)
 	defer tick.Stop()
-	last := d.spec()
-	follow := func() {
-		var err error
-		if last, err = changed(last, d.spec(), d.reserve); err != nil {
-			d.o.Logger.Error("apply the host's reserve", "error", err)
-		}
-	}
 	for ctx.Err() == nil {
 		watching, stop := context.WithCancel(ctx)
 		changes := d.store.Watch(watching, state.Hosts+d.hostID, 0)
@@ -165,10 +199,10 @@ func (d *Daemon) followHost(ctx context.Context, st api.HostStatus) {
 			case <-ctx.Done():
 				open = false
 			case <-tick.C:
+				d.follow()
 				d.report(ctx, st)
-				follow()
 			case _, open = <-changes:
-				follow()
+				d.follow()
 			}
 		}
 		stop()

@@ -9,25 +9,27 @@ import (
 )
 
 func TestHostSpecIsAppliedUntilItIs(t *testing.T) {
-	var last api.HostSpec
-	now := last
-	now.Reserve.CPU = 500
-	tries, fails := 0, true
-	apply := func() error {
-		if tries++; fails {
-			return errors.New("busy")
-		}
-		return nil
-	}
-	for i, want := range []struct {
-		fails bool
-		tries int
-		last  api.MilliCPU
-	}{{true, 1, 0}, {true, 2, 0}, {false, 3, 500}, {false, 3, 500}} {
-		fails = want.fails
-		var err error
-		if last, err = changed(last, now, apply); (err != nil) != want.fails || tries != want.tries || last.Reserve.CPU != want.last {
-			t.Errorf("%d: %d tries, %v, %v", i, tries, last.Reserve.CPU, err)
+	var f followed
+	for i, test := range []struct {
+		reserve api.MilliCPU
+		done    bool
+		err     error
+		applied bool
+	}{
+		{reserve: 100, err: errors.New("busy"), applied: true},
+		{reserve: 100, applied: true}, // in part
+		{reserve: 100, done: true, applied: true},
+		{reserve: 100, done: true},
+		{reserve: 500, done: true, applied: true},
+		{reserve: 500, done: true},
+	} {
+		applied := false
+		err := f.carry(api.HostSpec{Reserve: api.Reserve{CPU: test.reserve}}, func(s api.HostSpec) (bool, error) {
+			applied = true
+			return test.done, test.err
+		})
+		if !errors.Is(err, test.err) || applied != test.applied || f.done != test.done {
+			t.Errorf("%d: applied %v, done %v, %v", i, applied, f.done, err)
 		}
 	}
 }
