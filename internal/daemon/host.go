@@ -88,13 +88,21 @@ func (d *Daemon) follow() {
 	}
 }
 
+// share is what all guests together may have: the machine without the host's reserve. The memory is kept for them under
+// pressure too, or what is kept for a single server had no effect outside of their group (memory.low is only as good as
+// the parent's: Documentation/admin-guide/cgroup-v2.rst).
+func share(machine facts, r api.Reserve) cgroup.Limits {
+	memory := max(1, machine.Memory-r.Memory) // at least something: zero is no limit
+	return cgroup.Limits{
+		CPUCap:      max(1, api.MilliCPU(len(machine.CPUs))*api.CPU1-r.CPU),
+		MemoryLimit: memory, MemoryLow: memory,
+	}
+}
+
 // reserve keeps guests from eating what is kept for the host: the group that holds them all has no more than the rest. It
 // is not done where guests use memory that the reserve is to have: that can only be taken once they use less.
 func (d *Daemon) reserve(spec api.HostSpec) (done bool, err error) {
-	want := cgroup.Limits{ // at least something: zero is no limit
-		CPUCap:      max(1, api.MilliCPU(len(d.facts.CPUs))*api.CPU1-spec.Reserve.CPU),
-		MemoryLimit: max(1, d.facts.Memory-spec.Reserve.Memory),
-	}
+	want := share(d.facts, spec.Reserve)
 	got, err := d.groups.SetParent(want)
 	if err != nil {
 		return false, err

@@ -2,9 +2,11 @@ package daemon
 
 import (
 	"errors"
+	"reflect"
 	"testing"
 
 	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/cgroup"
 	"github.com/croftproject/croft/internal/store"
 )
 
@@ -30,6 +32,22 @@ func TestHostSpecIsAppliedUntilItIs(t *testing.T) {
 		})
 		if !errors.Is(err, test.err) || applied != test.applied || f.done != test.done {
 			t.Errorf("%d: applied %v, done %v, %v", i, applied, f.done, err)
+		}
+	}
+}
+
+func TestShare(t *testing.T) {
+	machine := facts{CPUs: []int{0, 1}, Memory: 8 * api.GiB}
+	for _, test := range []struct {
+		name    string
+		reserve api.Reserve
+		want    cgroup.Limits
+	}{
+		{"a part", api.Reserve{CPU: 500, Memory: 2 * api.GiB}, cgroup.Limits{CPUCap: 1500, MemoryLimit: 6 * api.GiB, MemoryLow: 6 * api.GiB}},
+		{"everything is not no limit", api.Reserve{CPU: 2000, Memory: 8 * api.GiB}, cgroup.Limits{CPUCap: 1, MemoryLimit: 1, MemoryLow: 1}},
+	} {
+		if got := share(machine, test.reserve); !reflect.DeepEqual(got, test.want) {
+			t.Errorf("%s: %+v, want %+v", test.name, got, test.want)
 		}
 	}
 }
