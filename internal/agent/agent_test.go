@@ -36,7 +36,8 @@ type host struct {
 	ports   map[string]hostnet.Network
 	groups  map[string]cgroup.Limits
 	fault   func(id, step string) error
-	started []string
+	grow    error // of the pool
+	grown   int   // calls for it
 }
 
 func newHost(t *testing.T) *host {
@@ -261,7 +262,12 @@ func (p memPool) Close(_ context.Context, id string) error {
 	}
 	return nil
 }
-func (p memPool) Grow(context.Context, string, api.Bytes) error { return nil }
+func (p memPool) Grow(context.Context, string, api.Bytes) error {
+	p.h.mu.Lock()
+	defer p.h.mu.Unlock()
+	p.h.grown++
+	return p.h.grow
+}
 func (p memPool) Delete(_ context.Context, id string) error {
 	p.h.mu.Lock()
 	defer p.h.mu.Unlock()

@@ -145,6 +145,11 @@ func decide(rec *state.Server, l *local, g guestState, now time.Time) (want, tim
 	return wantRunning, 0
 }
 
+// agree tells whether a guest that lives is in the state that is wanted.
+func agree(w want, g guestState) bool {
+	return w == wantRunning && g == guestRunning || w == wantPaused && g == guestPaused
+}
+
 // phase names where the server stands. torn tells that nothing but the volume is left of its last run.
 func phase(w want, l *local, g guestState, torn bool) api.Phase {
 	switch {

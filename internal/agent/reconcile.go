@@ -53,7 +53,8 @@ func (a *Agent) reconcile(ctx context.Context, id string) (time.Duration, error)
 	default:
 		a.boot.done(id)
 	}
-	if w != wantStopped || g != guestNone {
+	// A change of a guest that is as it is wanted is told once it is carried out: settle.
+	if (w != wantStopped || g != guestNone) && !agree(w, g) {
 		a.report(m, rec, revision, w)
 	}
 	if wait, err := a.do(ctx, m, rec, plan(w, g, m.torn, rec != nil)); err != nil {
@@ -119,6 +120,9 @@ func (a *Agent) settle(ctx context.Context, m *machine, rec *state.Server, revis
 			a.boot.done(m.id)
 		}
 		if err := a.resize(ctx, m, rec); err != nil {
+			if ctx.Err() == nil {
+				a.unchanged(ctx, m, rec, revision, w, err)
+			}
 			return err
 		}
 	}

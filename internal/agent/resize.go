@@ -49,6 +49,15 @@ func (a *Agent) resize(ctx context.Context, m *machine, rec *state.Server) error
 	return m.update(func(l *local) { l.Spec = &next })
 }
 
+// unchanged tells that a change of a running server could not be carried out, and is tried again: its status goes on to
+// speak of the spec that holds.
+func (a *Agent) unchanged(ctx context.Context, m *machine, rec *state.Server, revision int64, w want, cause error) {
+	if a.status.failing(m.id, revision, explain(cause)) {
+		a.event(rec, "ChangeFailed", explain(cause), true)
+	}
+	a.report(m, rec, a.status.observed(ctx, m.id), w)
+}
+
 // resizable asks the guest, and the pool, for the change.
 func (a *Agent) resizable(ctx context.Context, m *machine, from, to *api.ServerSpec) error {
 	g, _ := m.guestOf()

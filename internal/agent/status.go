@@ -26,7 +26,7 @@ type reporter struct {
 
 	mu     sync.Mutex
 	last   map[string]*state.Status
-	notes  map[string]string // servers of which a change waits for the next start, and why
+	notes  map[string]note // servers of which a change is not carried out
 	due    map[string]*state.Status
 	events []api.Event
 	wakes  chan struct{}
@@ -34,12 +34,20 @@ type reporter struct {
 
 func newReporter(a *Agent) *reporter {
 	return &reporter{
-		a: a, last: map[string]*state.Status{}, notes: map[string]string{}, due: map[string]*state.Status{},
+		a: a, last: map[string]*state.Status{}, notes: map[string]note{}, due: map[string]*state.Status{},
 		wakes: make(chan struct{}, 1),
 	}
 }
 
-// waiting notes that a change of a server waits for its next start; "" that none does.
+// note is why a change of a server is not carried out.
+type note struct {
+	condition string // type of the condition that tells it
+	reason    string
+	message   string
+	revision  int64 // of a spec that can't be carried out now
+}
+
+// waiting notes that a change of a server waits for its next start; "" that none does, and that none failed.
 func (r *reporter) waiting(id, why string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -47,7 +55,31 @@ func (r *reporter) waiting(id, why string) {
 		delete(r.notes, id)
 		return
 	}
-	r.notes[id] = why
+	r.notes[id] = note{condition: "RestartNeeded", reason: "NotLive", message: why}
+}
+
+// failing notes that a change of a server fails, and tells whether that is news.
+func (r *reporter) failing(id string, revision int64, why string) (news bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before := r.notes[id].revision
+	r.notes[id] = note{condition: "ChangeFailed", reason: "Retried", message: why, revision: revision}
+	return before != revision
+}
+
+// observed is the revision that the last status of a server speaks of; an earlier daemon may have written that.
+func (r *reporter) observed(ctx context.Context, id string) int64 {
+	r.mu.Lock()
+	last := r.last[id]
+	r.mu.Unlock()
+	if last != nil {
+		return last.Observed
+	}
+	kept, _, err := store.Get[state.Status](ctx, r.a.Store, state.ServerStatus+id)
+	if err != nil {
+		return 0
+	}
+	return kept.Observed
 }
 
 // report tells where a server stands.
@@ -90,10 +122,10 @@ func (r *reporter) put(id string, st *state.Status, now time.Time) {
 }
 
 // conditions of a status; each keeps its time while it holds.
-func conditions(st *state.Status, note string, before *state.Status, now time.Time) []api.Condition {
+func conditions(st *state.Status, n note, before *state.Status, now time.Time) []api.Condition {
 	out := []api.Condition{{Type: "Running", Status: st.Phase == api.PhaseRunning, Reason: title(string(st.Phase)), Message: st.Message}}
-	if note != "" {
-		out = append(out, api.Condition{Type: "RestartNeeded", Status: true, Reason: "NotLive", Message: note})
+	if n.condition != "" {
+		out = append(out, api.Condition{Type: n.condition, Status: true, Reason: n.reason, Message: n.message})
 	}
 	for i := range out {
 		out[i].Since = now
