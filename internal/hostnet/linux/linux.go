@@ -67,7 +67,8 @@ type Host struct {
 	closed   bool
 
 	shared  sync.RWMutex   // held for writing while what networks share is removed
-	uplink  sync.Mutex     // guards what networks share in the host's namespace, legs' addresses too
+	uplink  sync.Mutex     // guards what networks share in the host's namespace, legs' addresses and via too
+	via     string         // device that traffic leaves through; empty: that of the default route
 	servers [64]sync.Mutex // guard servers' namespaces, by hash of the server's id
 
 	// fault, set by tests, is asked before each step; an error is as a crash there.
@@ -126,7 +127,7 @@ func New(o Options) (*Host, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &Host{o: o, dir: filepath.Join(o.RunDir, "netns"), log: o.Logger, networks: map[string]*network{}}
+	h := &Host{o: o, dir: filepath.Join(o.RunDir, "netns"), log: o.Logger, networks: map[string]*network{}, via: o.Uplink}
 	if err := os.MkdirAll(h.dir, 0o755); err != nil {
 		return nil, err
 	}

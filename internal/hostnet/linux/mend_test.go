@@ -315,6 +315,58 @@ func TestNoUplink(t *testing.T) {
 	must(t, w.host.LinkAdd(&netlink.Bridge{LinkAttrs: at}))
 }
 
+func TestUplinkChanges(t *testing.T) {
+	w := newWorld(t)
+	other := w.namespace("other")
+	at := netlink.NewLinkAttrs()
+	at.Name, at.MTU = "up1", 1300
+	must(t, w.host.LinkAdd(&netlink.Veth{LinkAttrs: at, PeerName: "eth0", PeerNamespace: netlink.NsFd(other.fd)}))
+	must(t, addAddress(w.host, "up1", netip.MustParsePrefix("192.0.2.2/24")))
+	must(t, addAddress(other, "eth0", netip.MustParsePrefix("192.0.2.1/24")))
+	up(t, w.host, "up1")
+	up(t, other, "eth0")
+	listenTCP(t, w.outside, ":80", "outside")
+	listenTCP(t, other, ":80", "other")
+	h := w.daemon()
+	n := describeNet("alpha", "10.7.0.0/24", 1, 0)
+	set(t, h, n)
+	g := w.guest(h, n, 0)
+	const short = 300 * time.Millisecond
+	for _, test := range []struct {
+		uplink       string
+		changed, bad bool
+		reached, cut string
+		want         string
+		forwards     string
+		not          string
+	}{
+		{"", false, false, outsideAddr, "192.0.2.1", "outside " + hostAddr, "up0", "up1"},
+		{"nosuch", false, true, outsideAddr, "192.0.2.1", "outside " + hostAddr, "up0", "up1"},
+		{"up1", true, false, "192.0.2.1", outsideAddr, "other 192.0.2.2", "up1", "up0"},
+		{"up1", false, false, "192.0.2.1", outsideAddr, "other 192.0.2.2", "up1", "up0"},
+		{"", true, false, outsideAddr, "192.0.2.1", "outside " + hostAddr, "up0", "up1"},
+	} {
+		changed, err := h.SetUplink(test.uplink)
+		if changed != test.changed || errors.Is(err, ErrNoDevice) != test.bad {
+			t.Errorf("uplink %q: changed %v, %v", test.uplink, changed, err)
+		}
+		set(t, h, n)
+		right(t, h, n)
+		if got, err := fetch(g, test.reached+":80", 5*time.Second); err != nil || got != test.want {
+			t.Errorf("uplink %q: %q, %v, want %q", test.uplink, got, err, test.want)
+		}
+		if got, err := fetch(g, test.cut+":80", short); err == nil {
+			t.Errorf("uplink %q: reached %s: %q", test.uplink, test.cut, got)
+		}
+		if on, err := h.host.sysctls(forwarding(test.forwards)); !on || err != nil {
+			t.Errorf("uplink %q: %s does not forward (%v)", test.uplink, test.forwards, err)
+		}
+		if on, err := h.host.sysctls(forwarding(test.not)); on || err != nil {
+			t.Errorf("uplink %q: %s forwards (%v)", test.uplink, test.not, err)
+		}
+	}
+}
+
 func TestConcurrentSets(t *testing.T) {
 	w := newWorld(t)
 	h := w.daemon()

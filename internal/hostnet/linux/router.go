@@ -152,14 +152,33 @@ type uplink struct {
 	mtu  int
 }
 
-// uplinkOf finds the device that traffic leaves the host through; none is no error.
+// ErrNoDevice says that there is no network device of a name.
+var ErrNoDevice = errors.New("there is no such network device")
+
+// SetUplink names the device that traffic leaves through from the next Set of each network on; empty: that of Options.
+// One that is not there is refused, and the last goes on. It tells whether networks have to be Set for it.
+func (h *Host) SetUplink(dev string) (changed bool, err error) {
+	if dev == "" {
+		dev = h.o.Uplink
+	} else if l, err := linkByName(h.host, dev); err != nil {
+		return false, err
+	} else if l.Kind == "" {
+		return false, fmt.Errorf("uplink %s: %w", dev, ErrNoDevice)
+	}
+	h.uplink.Lock()
+	defer h.uplink.Unlock()
+	changed, h.via = h.via != dev, dev
+	return changed, nil
+}
+
+// uplinkOf finds the device that traffic leaves the host through; none is no error. The caller holds the lock of the uplink.
 func (h *Host) uplinkOf() (uplink, error) {
-	if h.o.Uplink != "" {
-		l, err := linkByName(h.host, h.o.Uplink)
+	if h.via != "" {
+		l, err := linkByName(h.host, h.via)
 		if err != nil || l.Kind == "" {
 			return uplink{}, err
 		}
-		return uplink{h.o.Uplink, l.MTU}, nil
+		return uplink{h.via, l.MTU}, nil
 	}
 	routes, err := h.host.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{}, netlink.RT_FILTER_DST)
 	if err != nil {
@@ -179,8 +198,12 @@ func (h *Host) uplinkOf() (uplink, error) {
 	return uplink{}, nil
 }
 
-// keepForwarding records that an uplink did not forward before it had to, for removeShared.
+// keepForwarding records that an uplink did not forward before it had to, for removeShared. One that was the uplink before
+// forwards no more.
 func (h *Host) keepForwarding(dev string) error {
+	if err := h.restoreForwarding(dev); err != nil {
+		return err
+	}
 	if on, err := h.host.sysctls(forwarding(dev)); on || err != nil {
 		return err
 	}
@@ -242,9 +265,12 @@ func (h *Host) removeShared() error {
 			return err
 		}
 	}
-	others := slices.ContainsFunc(names, func(n string) bool {
-		return strings.HasPrefix(n, hostTable("")) && n != hostTable(h.o.Prefix)
-	})
+	return h.restoreForwarding("")
+}
+
+// restoreForwarding undoes that a device forwards for the daemon's networks, unless it is the one that they go on to use.
+// One that forwards for another daemon's networks goes on.
+func (h *Host) restoreForwarding(used string) error {
 	b, err := os.ReadFile(h.forwardingFile())
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -253,11 +279,23 @@ func (h *Host) removeShared() error {
 		return err
 	}
 	var rec forwardingRecord
-	if err := json.Unmarshal(b, &rec); err == nil && rec.Device != "" && !others {
-		off := forwarding(rec.Device)
-		off[1] = "0"
-		if err := h.host.sysctl(off); err != nil {
+	if err := json.Unmarshal(b, &rec); err == nil && rec.Device != "" {
+		if rec.Device == used {
+			return nil
+		}
+		names, err := tableNames(h.host)
+		if err != nil {
 			return err
+		}
+		others := slices.ContainsFunc(names, func(n string) bool {
+			return strings.HasPrefix(n, hostTable("")) && n != hostTable(h.o.Prefix)
+		})
+		if !others {
+			off := forwarding(rec.Device)
+			off[1] = "0"
+			if err := h.host.sysctl(off); err != nil {
+				return err
+			}
 		}
 	}
 	return os.Remove(h.forwardingFile())
