@@ -390,6 +390,17 @@ func (n *networks) adopt(serverID string, rec *state.Server, kind engine.NICKind
 	}
 }
 
+// SetNetworks has every network on the host set anew: what they share has changed.
+func (a *Agent) SetNetworks() {
+	n := a.nets
+	n.mu.Lock()
+	for _, net := range n.by {
+		net.wanted++
+	}
+	n.mu.Unlock()
+	n.adopted()
+}
+
 // adopted brings the networks of adopted guests up to date, services included.
 func (n *networks) adopted() {
 	n.mu.Lock()

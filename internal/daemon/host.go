@@ -62,30 +62,55 @@ func (d *Daemon) spec() api.HostSpec {
 
 // followed is how far the host's spec has been carried out.
 type followed struct {
-	spec  api.HostSpec // as carried out last
-	done  bool         // in full
-	lacks api.Bytes    // memory of the reserve that guests have
-	since time.Time    // when done became what it is
+	spec api.HostSpec // as carried out last
+	done bool         // in full
+
+	kept  bool      // the reserve is
+	since time.Time // when kept became what it is
+	lacks api.Bytes // memory of the reserve that guests have
+	fault string    // of the uplink, as logged last
 }
 
 // carry applies a spec that is not the one that was applied last, or was not in full.
-func (f *followed) carry(now api.HostSpec, apply func(api.HostSpec) (done bool, err error)) (err error) {
+func (f *followed) carry(now api.HostSpec, apply func(api.HostSpec) (done bool)) {
 	if f.done && reflect.DeepEqual(now, f.spec) {
-		return nil
+		return
 	}
-	was := f.done
-	f.spec = now
-	if f.done, err = apply(now); f.done != was || f.since.IsZero() {
-		f.since = time.Now()
-	}
-	return err
+	f.spec, f.done = now, apply(now)
 }
 
 // follow carries the host's spec out, as far as it can be now.
 func (d *Daemon) follow() {
-	if err := d.followed.carry(d.spec(), d.reserve); err != nil {
-		d.o.Logger.Error("apply the host's reserve; it is tried again", "error", err)
+	d.followed.carry(d.spec(), func(spec api.HostSpec) bool {
+		kept, err := d.reserve(spec)
+		if err != nil {
+			d.o.Logger.Error("apply the host's reserve; it is tried again", "error", err)
+		}
+		if f := &d.followed; f.kept != kept || f.since.IsZero() {
+			f.kept, f.since = kept, time.Now()
+		}
+		return d.uplink(spec) && kept
+	})
+}
+
+// uplink has networks lead out through the device that the spec names. The last one goes on where there is none of that
+// name.
+func (d *Daemon) uplink(spec api.HostSpec) (done bool) {
+	changed, err := d.net.SetUplink(spec.Uplink)
+	if changed {
+		d.o.Logger.Info("networks lead out through another uplink", "device", spec.Uplink)
+		if d.agent != nil {
+			d.agent.SetNetworks()
+		}
 	}
+	fault := ""
+	if err != nil {
+		if fault = err.Error(); fault != d.followed.fault {
+			d.o.Logger.Error("the host's spec names an uplink that can't be used; the last one goes on", "error", err)
+		}
+	}
+	d.followed.fault = fault
+	return err == nil
 }
 
 // share is what all guests together may have: the machine without the host's reserve. The memory is kept for them under
@@ -100,8 +125,8 @@ func share(machine facts, r api.Reserve) cgroup.Limits {
 }
 
 // reserve keeps guests from eating what is kept for the host: the group that holds them all has no more than the rest. It
-// is not done where guests use memory that the reserve is to have: that can only be taken once they use less.
-func (d *Daemon) reserve(spec api.HostSpec) (done bool, err error) {
+// is not kept where guests use memory that it is to have: that can only be taken once they use less.
+func (d *Daemon) reserve(spec api.HostSpec) (kept bool, err error) {
 	want := share(d.facts, spec.Reserve)
 	got, err := d.groups.SetParent(want)
 	if err != nil {
@@ -120,9 +145,9 @@ func (d *Daemon) reserve(spec api.HostSpec) (done bool, err error) {
 
 // condition tells in the host's status whether its reserve is kept.
 func (f *followed) condition() api.Condition {
-	c := api.Condition{Type: "ReserveKept", Status: f.done, Reason: "Kept", Since: f.since}
+	c := api.Condition{Type: "ReserveKept", Status: f.kept, Reason: "Kept", Since: f.since}
 	switch {
-	case f.done:
+	case f.kept:
 	case f.lacks > 0:
 		c.Reason, c.Message = "InUse", fmt.Sprintf("guests use %s of memory that the reserve is to have; it is kept once they use less", f.lacks)
 	default:
