@@ -181,8 +181,12 @@ func (d *Daemon) openControl(ctx context.Context) (err error) {
 	for i, e := range d.engines {
 		rules[i] = e
 	}
+	taken, err := d.net.Taken()
+	if err != nil {
+		return err
+	}
 	d.control, err = control.New(ctx, control.Options{
-		Store: d.store, Images: d.images, Engines: rules, Logger: d.o.Logger,
+		Store: d.store, Images: d.images, Engines: rules, Logger: d.o.Logger, Avoid: avoid(taken),
 	})
 	if err != nil {
 		return err

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/croftproject/croft/api"
@@ -154,6 +156,21 @@ func (f *followed) condition() api.Condition {
 		c.Reason, c.Message = "Failed", "the reserve could not be applied; the daemon's log says why"
 	}
 	return c
+}
+
+// avoid is what the automatic choice of a network's prefix keeps clear of, from what the host has. Where one of those is
+// all of the range that is chosen from, there is a choice all the same: what is near the host's own address is avoided.
+func avoid(taken []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range taken {
+		if p.Addr().Is4() && p.Bits() <= 8 {
+			p = netip.PrefixFrom(p.Addr(), 24)
+		}
+		if p = p.Masked(); p.Addr().Is4() && !slices.Contains(out, p) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // answers tells whether the store does, for those who ask how the daemon is.

@@ -1,7 +1,9 @@
 package daemon
 
 import (
+	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/croftproject/croft/api"
@@ -45,6 +47,28 @@ func TestShare(t *testing.T) {
 	} {
 		if got := share(machine, test.reserve); !reflect.DeepEqual(got, test.want) {
 			t.Errorf("%s: %+v, want %+v", test.name, got, test.want)
+		}
+	}
+}
+
+func TestAvoid(t *testing.T) {
+	prefixes := func(all ...string) (out []netip.Prefix) {
+		for _, p := range all {
+			out = append(out, netip.MustParsePrefix(p))
+		}
+		return out
+	}
+	for _, test := range []struct {
+		name        string
+		taken, want []netip.Prefix
+	}{
+		{"nothing", nil, nil},
+		{"address, its route, resolver", prefixes("10.64.3.4/22", "10.64.0.0/22", "10.0.0.53/32"), prefixes("10.64.0.0/22", "10.0.0.53/32")},
+		{"all of the range", prefixes("10.1.2.3/8", "10.0.0.0/8"), prefixes("10.1.2.0/24", "10.0.0.0/24")},
+		{"IPv6 is not chosen", prefixes("fd00::2/64"), nil},
+	} {
+		if got := avoid(test.taken); !slices.Equal(got, test.want) {
+			t.Errorf("%s: %v, want %v", test.name, got, test.want)
 		}
 	}
 }
