@@ -39,8 +39,9 @@ func (a *app) applyCommand() *cobra.Command {
 	var wait waitFlags
 	cmd := &cobra.Command{
 		Use: "apply -f FILE", Short: "Create or change what a file describes", Args: exactly(), ValidArgsFunction: cobra.NoFileCompletions,
-		Long: "Create or change what a file describes: YAML documents separated by ---, or JSON. Each has kind (Tenant, Host, Network,\n" +
-			"Image or Server), name, perhaps tenant and labels, and spec. What is there already gets the file's spec and labels.",
+		Long: "Create or change what a file describes: YAML documents separated by ---, or JSON; also what show and list print. Each has kind\n" +
+			"(Tenant, Host, Network, Image or Server), name, perhaps tenant and labels, and spec. What is there already gets the file's spec\n" +
+			"and labels.",
 		Example: "  croft apply -f shop.yaml\n  croft server show web -o yaml | sed s/web/web2/ | croft apply -f -",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(files) == 0 {
@@ -99,11 +100,17 @@ func (a *app) readDocuments(cmd *cobra.Command, files []string) ([]document, err
 			if doc == nil {
 				continue // nothing between two separators
 			}
-			parsed, err := a.document(doc, where)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", where, err)
+			listed, ok := doc.([]any) // as list prints them
+			if !ok {
+				listed = []any{doc}
 			}
-			docs = append(docs, parsed)
+			for _, doc := range listed {
+				parsed, err := a.document(doc, where)
+				if err != nil {
+					return nil, fmt.Errorf("%s: %w", where, err)
+				}
+				docs = append(docs, parsed)
+			}
 		}
 	}
 	if len(docs) == 0 {
@@ -134,7 +141,7 @@ func (a *app) document(doc any, where string) (document, error) {
 		return document{}, errors.New("has no name")
 	}
 	if d.Kind == "" {
-		d.Kind = "Server" // as show prints one
+		return document{}, fmt.Errorf("%s has no kind: Tenant, Host, Network, Image or Server", d.Name)
 	}
 	if len(d.Spec) == 0 {
 		d.Spec = json.RawMessage("{}")
@@ -182,7 +189,7 @@ func (a *app) apply(cmd *cobra.Command, plural string, d document, wait *waitFla
 	}
 	name := strings.ToLower(d.Kind) + "/" + d.Name
 	if a.output != "table" {
-		return a.print(cmd.OutOrStdout(), answer)
+		return a.printResource(cmd.OutOrStdout(), plural, answer)
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", name, verb)
 	return nil

@@ -107,7 +107,7 @@ func (k *kind[T, S]) createServer() *cobra.Command {
 			}
 			if !wait.wanted(cmd) {
 				if k.output != "table" {
-					return k.print(cmd.OutOrStdout(), server)
+					return k.printResource(cmd.OutOrStdout(), k.plural, server)
 				}
 				fmt.Fprintf(cmd.OutOrStdout(), "%s: admitted on %s\n", server.Name, server.Status.Host)
 				return nil

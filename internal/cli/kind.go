@@ -86,10 +86,15 @@ func (k *kind[T, S]) list() *cobra.Command {
 func (k *kind[T, S]) printList(cmd *cobra.Command, items []*T, all bool) error {
 	out := cmd.OutOrStdout()
 	if k.output != "table" {
-		if items == nil {
-			items = []*T{}
+		named := make([]json.RawMessage, 0, len(items))
+		for _, item := range items {
+			data, err := withKind(k.plural, item)
+			if err != nil {
+				return err
+			}
+			named = append(named, data)
 		}
-		return k.print(out, items)
+		return k.print(out, named)
 	}
 	if len(items) == 0 {
 		fmt.Fprintf(cmd.ErrOrStderr(), "there are no %s\n", k.plural)
@@ -165,7 +170,7 @@ func (k *kind[T, S]) only(ctx context.Context, r *client.Resource[T, S]) (*T, er
 // printOne writes one resource in the form that was asked for.
 func (k *kind[T, S]) printOne(cmd *cobra.Command, t *T) error {
 	if k.output != "table" {
-		return k.print(cmd.OutOrStdout(), t)
+		return k.printResource(cmd.OutOrStdout(), k.plural, t)
 	}
 	var p pairs
 	m := k.meta(t)
@@ -182,7 +187,7 @@ func (k *kind[T, S]) printOne(cmd *cobra.Command, t *T) error {
 // done prints the resource after an act in JSON or YAML, or the sentence.
 func (k *kind[T, S]) done(cmd *cobra.Command, t *T, sentence string) error {
 	if k.output != "table" {
-		return k.print(cmd.OutOrStdout(), t)
+		return k.printResource(cmd.OutOrStdout(), k.plural, t)
 	}
 	fmt.Fprintln(cmd.OutOrStdout(), sentence)
 	return nil

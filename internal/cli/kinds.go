@@ -92,7 +92,7 @@ func (k *kind[T, S]) createNetwork() *cobra.Command {
 				return err
 			}
 			if k.output != "table" {
-				return k.print(cmd.OutOrStdout(), n)
+				return k.printResource(cmd.OutOrStdout(), k.plural, n)
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: created %s\n", n.Name, subnets(n))
 			return nil
@@ -241,7 +241,7 @@ func (k *kind[T, S]) createTenant() *cobra.Command {
 				return err
 			}
 			if k.output != "table" {
-				return k.print(cmd.OutOrStdout(), t)
+				return k.printResource(cmd.OutOrStdout(), k.plural, t)
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: created\n", t.Name)
 			return nil

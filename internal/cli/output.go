@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -141,6 +142,29 @@ func (a *app) print(w io.Writer, v any) error {
 	}
 	_, err = w.Write(append(data, '\n'))
 	return err
+}
+
+// printResource writes a resource so that apply takes it again: with its kind.
+func (a *app) printResource(w io.Writer, plural string, resource any) error {
+	named, err := withKind(plural, resource)
+	if err != nil {
+		return err
+	}
+	return a.print(w, named)
+}
+
+// withKind is a resource as JSON, with its kind in front where it is one that apply knows.
+func withKind(plural string, resource any) (json.RawMessage, error) {
+	data, err := json.Marshal(resource)
+	if err != nil {
+		return nil, fmt.Errorf("encode: %w", err)
+	}
+	for _, kind := range applied {
+		if kind.plural == plural {
+			return slices.Concat([]byte(`{"kind":"`+kind.kind+`",`), data[1:]), nil
+		}
+	}
+	return data, nil
 }
 
 // toYAML writes JSON as YAML, in the same order. JSON is YAML already; only its style changes.

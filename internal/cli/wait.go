@@ -182,7 +182,7 @@ func (w *waiter) finish(s *api.Server, g goal) error {
 	}
 	w.line.finish(text)
 	if w.output != "table" {
-		return w.print(w.cmd.OutOrStdout(), s)
+		return w.printResource(w.cmd.OutOrStdout(), "servers", s)
 	}
 	return nil
 }
