@@ -32,6 +32,7 @@ type document struct {
 	Labels map[string]string `json:"labels"`
 	Spec   json.RawMessage   `json:"spec"`
 	file   string
+	image  imageDocument
 }
 
 func (a *app) applyCommand() *cobra.Command {
@@ -41,7 +42,9 @@ func (a *app) applyCommand() *cobra.Command {
 		Use: "apply -f FILE", Short: "Create or change what a file describes", Args: exactly(), ValidArgsFunction: cobra.NoFileCompletions,
 		Long: "Create or change what a file describes: YAML documents separated by ---, or JSON; also what show and list print. Each has kind\n" +
 			"(Tenant, Host, Network, Image or Server), name, perhaps tenant and labels, and spec. What is there already gets the file's spec\n" +
-			"and labels.",
+			"and labels.\n\n" +
+			"An image that is not there is made as its spec says: build: micro or debian-12, or registry: an OCI reference (plainHTTP: true\n" +
+			"asks the registry over HTTP). It is waited for in any case, since servers need it. An image that is there is not made anew.",
 		Example: "  croft apply -f shop.yaml\n  croft server show web -o yaml | sed s/web/web2/ | croft apply -f -",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(files) == 0 {
@@ -146,6 +149,11 @@ func (a *app) document(doc any, where string) (document, error) {
 	if len(d.Spec) == 0 {
 		d.Spec = json.RawMessage("{}")
 	}
+	if d.Kind == "Image" {
+		if d.image, d.Spec, err = readImage(d.Spec); err != nil {
+			return document{}, errors.New(strings.TrimPrefix(err.Error(), "json: "))
+		}
+	}
 	for _, kind := range applied {
 		if kind.kind == d.Kind {
 			return d, nil
@@ -161,17 +169,23 @@ func (a *app) apply(cmd *cobra.Command, plural string, d document, wait *waitFla
 		return err
 	}
 	r := c.Any(d.Tenant, plural)
-	var before, after struct{ Revision int64 }
+	var before, after api.Meta
 	current, err := r.Get(cmd.Context(), d.Name)
+	missing := client.IsNotFound(err)
+	if err == nil {
+		err = json.Unmarshal(*current, &before)
+		missing = err == nil && before.Tenant != d.Tenant // a shared image is the operator's
+	}
 	var answer *json.RawMessage
 	verb := "created"
 	switch {
-	case client.IsNotFound(err):
+	case missing && d.Kind == "Image":
+		answer, err = a.makeImage(cmd, c, d)
+	case missing && d.Kind == "Host":
+		return hinted{errors.New("there is no such host: a daemon makes its own when it starts"), "croft host list shows what there is"}
+	case missing:
 		answer, err = r.Create(cmd.Context(), client.Create[json.RawMessage]{Name: d.Name, Labels: d.Labels, Spec: d.Spec})
 	case err == nil:
-		if err := json.Unmarshal(*current, &before); err != nil {
-			return err
-		}
 		verb = "changed"
 		answer, err = r.Replace(cmd.Context(), d.Name, client.Update[json.RawMessage]{Labels: d.Labels, Spec: d.Spec, Revision: before.Revision})
 	}
@@ -181,7 +195,7 @@ func (a *app) apply(cmd *cobra.Command, plural string, d document, wait *waitFla
 	if err := json.Unmarshal(*answer, &after); err != nil {
 		return err
 	}
-	if before.Revision == after.Revision {
+	if before.ID == after.ID && before.Revision == after.Revision {
 		verb = "unchanged"
 	}
 	if d.Kind == "Server" && verb == "created" && wait.wanted(cmd) {

@@ -170,20 +170,29 @@ func (a *app) progressLine(cmd *cobra.Command, name string) *progress {
 	return newProgress(cmd.OutOrStdout(), name)
 }
 
-// followJob waits until a job has ended, and says how.
+// followJob waits until a job of the tenant has ended, and says how.
 func (a *app) followJob(cmd *cobra.Command, job *api.Job, line *progress, done string) error {
+	job, err := a.awaitJob(cmd, a.tenant, job, line, done)
+	if err == nil && a.output != "table" {
+		return a.print(cmd.OutOrStdout(), job)
+	}
+	return err
+}
+
+// awaitJob waits until a job has ended, and returns it if it did what it should.
+func (a *app) awaitJob(cmd *cobra.Command, tenant string, job *api.Job, line *progress, done string) (*api.Job, error) {
 	began := now()
 	c, err := a.client()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if job.Status.Phase == api.JobRunning {
 		ctx, cancel := context.WithCancel(cmd.Context())
 		defer cancel()
-		for change, err := range c.Jobs(a.tenant).Watch(ctx, client.ListOptions{}, 0) {
+		for change, err := range c.Jobs(tenant).Watch(ctx, client.ListOptions{}, 0) {
 			if err != nil {
 				line.end()
-				return err
+				return nil, err
 			}
 			if change.Object.ID != job.ID {
 				continue
@@ -204,17 +213,14 @@ func (a *app) followJob(cmd *cobra.Command, job *api.Job, line *progress, done s
 	if job.Status.Phase == api.JobFailed {
 		line.finish(styleOf(line.w).paint(red, "failed"))
 		if job.Status.Code != "" {
-			return api.Errorf(job.Status.Code, "%s", job.Status.Error)
+			return nil, api.Errorf(job.Status.Code, "%s", job.Status.Error)
 		}
-		return errors.New(job.Status.Error)
+		return nil, errors.New(job.Status.Error)
 	}
 	took := now().Sub(began)
 	if end := job.Status.Finished; !end.IsZero() && end.Sub(job.Created) > took {
 		took = end.Sub(job.Created)
 	}
 	line.finish(fmt.Sprintf("%s (%.1f s)", done, took.Seconds()))
-	if a.output != "table" {
-		return a.print(cmd.OutOrStdout(), job)
-	}
-	return nil
+	return job, nil
 }

@@ -70,6 +70,7 @@ func New() *Fake {
 	f.ImageStore = newStore(f, "image", func(m api.Meta, s api.ImageSpec) *api.Image {
 		return &api.Image{Meta: m, Spec: s}
 	}, func(t *api.Image) *api.Meta { return &t.Meta }, func(t *api.Image) *api.ImageSpec { return &t.Spec })
+	f.ImageStore.shared = func(t *api.Image) bool { return t.Spec.Shared }
 	f.HostStore = newStore(f, "host", func(m api.Meta, s api.HostSpec) *api.Host {
 		return &api.Host{Meta: m, Spec: s}
 	}, func(t *api.Host) *api.Meta { return &t.Meta }, func(t *api.Host) *api.HostSpec { return &t.Spec })

@@ -29,6 +29,7 @@ type resources[T, S any] struct {
 	deletes  func(*T, httpapi.DeleteOptions) error
 	updated  func(*T)
 	matches  func(*T, map[string]string) bool
+	shared   func(*T) bool // readable by every tenant
 	mu       sync.Mutex
 	items    map[string]*T // by tenant/name
 	watchers map[chan []byte]string
@@ -80,7 +81,7 @@ func (r *resources[T, S]) Get(_ context.Context, who httpapi.Caller, tenant, nam
 	r.fake.note(who)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	t := r.find(tenant, name)
+	t := r.visible(tenant, name)
 	if t == nil {
 		return nil, r.missing(name)
 	}
@@ -94,6 +95,19 @@ func (r *resources[T, S]) find(tenant, name string) *T {
 	}
 	for _, t := range r.items {
 		if m := r.meta(t); m.ID == name && m.Tenant == tenant {
+			return t
+		}
+	}
+	return nil
+}
+
+// visible finds what can be read: the tenant's own, and what the operator shares.
+func (r *resources[T, S]) visible(tenant, name string) *T {
+	if t := r.find(tenant, name); t != nil {
+		return t
+	}
+	for _, t := range r.items {
+		if r.meta(t).Name == name && r.shared != nil && r.shared(t) {
 			return t
 		}
 	}
