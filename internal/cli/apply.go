@@ -198,8 +198,8 @@ func (a *app) apply(cmd *cobra.Command, plural string, d document, wait *waitFla
 	if before.ID == after.ID && before.Revision == after.Revision {
 		verb = "unchanged"
 	}
-	if d.Kind == "Server" && verb == "created" && wait.wanted(cmd) {
-		return a.awaitCreated(cmd, *answer, d, wait)
+	if d.Kind == "Server" && verb != "unchanged" && wait.wanted(cmd) {
+		return a.awaitApplied(cmd, current, answer, wait)
 	}
 	name := strings.ToLower(d.Kind) + "/" + d.Name
 	if a.output != "table" {
@@ -209,13 +209,16 @@ func (a *app) apply(cmd *cobra.Command, plural string, d document, wait *waitFla
 	return nil
 }
 
-func (a *app) awaitCreated(cmd *cobra.Command, answer json.RawMessage, d document, wait *waitFlags) error {
-	var server api.Server
-	if err := json.Unmarshal(answer, &server); err != nil {
+// awaitApplied waits for a server that was created, where current is nil, or changed.
+func (a *app) awaitApplied(cmd *cobra.Command, current, answer *json.RawMessage, wait *waitFlags) error {
+	var before, after *api.Server
+	if current != nil {
+		if err := json.Unmarshal(*current, &before); err != nil {
+			return err
+		}
+	}
+	if err := json.Unmarshal(*answer, &after); err != nil {
 		return err
 	}
-	of := *a
-	of.tenant = d.Tenant
-	k := of.servers()
-	return k.newWaiter(cmd, "server/"+d.Name).until(wait.timeout, &server, createGoal(server.Spec.State))
+	return a.newWaiter(cmd, after.Tenant, "server/"+after.Name).until(wait.timeout, after, stateGoal(before, after))
 }

@@ -48,7 +48,7 @@ func New() *cobra.Command {
 		},
 	}
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.tenant, "tenant", envOr("CROFT_TENANT", "default"), "tenant to act for (CROFT_TENANT)")
+	flags.StringVar(&a.tenant, "tenant", defaultTenant(), "tenant to act for (CROFT_TENANT)")
 	flags.StringVar(&a.socket, "socket", envOr("CROFT_SOCKET", client.DefaultSocket), "daemon's socket, or URL (CROFT_SOCKET)")
 	flags.StringVarP(&a.output, "output", "o", "table", "table, json or yaml")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
@@ -58,6 +58,8 @@ func New() *cobra.Command {
 		a.eventCommand(), a.jobCommand(), a.applyCommand(), a.topCommand(), a.versionCommand(root), a.debugCommand())
 	return root
 }
+
+func defaultTenant() string { return envOr("CROFT_TENANT", "default") }
 
 func envOr(name, def string) string {
 	if v := os.Getenv(name); v != "" {

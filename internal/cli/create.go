@@ -100,7 +100,7 @@ func (k *kind[T, S]) createServer() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			w := k.newWaiter(cmd, args[0])
+			w := k.newWaiter(cmd, k.tenant, args[0])
 			server, err := c.Servers(k.tenant).Create(cmd.Context(), client.Create[api.ServerSpec]{Name: args[0], Labels: labels, Spec: spec})
 			if err != nil {
 				return err
@@ -112,21 +112,13 @@ func (k *kind[T, S]) createServer() *cobra.Command {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s: admitted on %s\n", server.Name, server.Status.Host)
 				return nil
 			}
-			return w.until(wait.timeout, server, createGoal(spec.State))
+			return w.until(wait.timeout, server, stateGoal(nil, server))
 		},
 	}
 	f.register(cmd)
 	k.completeServerFlags(cmd)
 	wait.register(cmd)
 	return cmd
-}
-
-func createGoal(state api.PowerState) goal {
-	g := goal{phases: []api.Phase{api.PhaseRunning}, doing: "creating"}
-	if state == api.StateStopped {
-		g.phases = []api.Phase{api.PhaseStopped}
-	}
-	return g
 }
 
 func (f *serverFlags) register(cmd *cobra.Command) {

@@ -171,7 +171,7 @@ func (k *kind[T, S]) power(action api.PowerAction, short string) *cobra.Command 
 				return err
 			}
 			for _, name := range args {
-				w := k.newWaiter(cmd, name)
+				w := k.newWaiter(cmd, k.tenant, name)
 				before, err := c.Servers(k.tenant).Get(cmd.Context(), name)
 				if err != nil {
 					return err
@@ -209,7 +209,7 @@ func (k *kind[T, S]) deleteServer() *cobra.Command {
 				return err
 			}
 			for _, name := range args {
-				w := k.newWaiter(cmd, name)
+				w := k.newWaiter(cmd, k.tenant, name)
 				server, err := c.Servers(k.tenant).Delete(cmd.Context(), name, client.DeleteOptions{Force: force})
 				if err != nil {
 					return err
@@ -268,7 +268,7 @@ func (k *kind[T, S]) waitCommand() *cobra.Command {
 			if phase == "deleted" {
 				g = goal{gone: true, doing: "waiting", done: "deleted"}
 			}
-			return k.newWaiter(cmd, args[0]).until(timeout, server, g)
+			return k.newWaiter(cmd, k.tenant, args[0]).until(timeout, server, g)
 		},
 	}
 	cmd.Flags().StringVar(&phase, "for", "running", "phase to wait for, or deleted")

@@ -38,6 +38,25 @@ func powerGoal(action api.PowerAction, before *api.Server) goal {
 	return goal{phases: []api.Phase{api.PhaseRunning}, doing: "starting", now: before.Status.Phase == api.PhaseRunning}
 }
 
+// stateGoal is what a server is waited for that was created (before is nil) or changed: the state that it is to be kept in.
+func stateGoal(before, s *api.Server) goal {
+	g := goal{phases: []api.Phase{api.PhaseRunning}, doing: "creating"}
+	switch s.Spec.State {
+	case api.StateStopped:
+		g.phases[0] = api.PhaseStopped
+	case api.StatePaused:
+		g.phases[0] = api.PhasePaused
+	}
+	if before == nil {
+		return g
+	}
+	g.doing = "changing"
+	if before.Spec.State == s.Spec.State && before.Status.Phase == api.PhaseStopped {
+		g.phases = append(g.phases, api.PhaseStopped) // it has ended by itself; the change alone does not start it
+	}
+	return g
+}
+
 // met tells whether s, of which revision was asked for, is what was waited for.
 func (g goal) met(s *api.Server, revision int64) bool {
 	if g.gone || !slices.Contains(g.phases, s.Status.Phase) {
@@ -49,9 +68,11 @@ func (g goal) met(s *api.Server, revision int64) bool {
 	return g.now || s.Status.Observed == 0 || s.Status.Observed >= revision
 }
 
-// rests tells whether s has ended by itself while it is waited for to run. A restart passes through that too.
+// rests tells whether s has ended by itself while it is waited for to run, or to be paused. A restart passes through that
+// too.
 func (g goal) rests(s *api.Server) bool {
-	return slices.Contains(g.phases, api.PhaseRunning) && s.Status.Phase == api.PhaseStopped && s.Status.Exit != nil
+	runs := slices.Contains(g.phases, api.PhaseRunning) || slices.Contains(g.phases, api.PhasePaused)
+	return runs && s.Status.Phase == api.PhaseStopped && s.Status.Exit != nil
 }
 
 // lost tells whether s will not become what is waited for since began.
@@ -71,18 +92,19 @@ func (g goal) lost(s *api.Server, revision int64, began time.Time) bool {
 // waiter waits for one server, and tells how it gets on.
 type waiter struct {
 	*app
-	cmd   *cobra.Command
-	name  string
-	began time.Time
-	line  *progress
+	cmd    *cobra.Command
+	tenant string
+	name   string
+	began  time.Time
+	line   *progress
 }
 
-func (k *kind[T, S]) newWaiter(cmd *cobra.Command, name string) *waiter {
+func (a *app) newWaiter(cmd *cobra.Command, tenant, name string) *waiter {
 	out := cmd.OutOrStdout()
-	if k.output != "table" {
+	if a.output != "table" {
 		out = cmd.ErrOrStderr()
 	}
-	return &waiter{app: k.app, cmd: cmd, name: name, began: now(), line: newProgress(out, name)}
+	return &waiter{app: a, cmd: cmd, tenant: tenant, name: name, began: now(), line: newProgress(out, name)}
 }
 
 // recheck is how often a waiter looks for itself, in case that a change was missed.
@@ -159,7 +181,16 @@ func failed(s *api.Server) error {
 	} else if e := s.Status.Exit; e != nil {
 		text += fmt.Sprintf(": it ended with exit code %d", e.Code)
 	}
-	return hinted{errors.New(text), fmt.Sprintf("croft server log %s shows what it printed; croft event list --name %s tells what happened", s.Name, s.Name)}
+	name := argument(s)
+	return hinted{errors.New(text), fmt.Sprintf("croft server log %s shows what it printed; croft event list --name %s tells what happened", name, name)}
+}
+
+// argument is how a server is named on the command line.
+func argument(s *api.Server) string {
+	if s.Tenant == "" || s.Tenant == defaultTenant() {
+		return s.Name
+	}
+	return s.Name + " --tenant " + s.Tenant
 }
 
 // finish says how it ended; s is nil if the server is gone.
@@ -167,7 +198,7 @@ func (w *waiter) finish(s *api.Server, g goal) error {
 	if s == nil || g.gone {
 		if !g.gone {
 			w.line.end()
-			return fmt.Errorf("server %s was deleted meanwhile", w.name)
+			return fmt.Errorf("%s was deleted meanwhile", w.name)
 		}
 		w.line.finish(fmt.Sprintf("deleted (%.2f s)", now().Sub(w.began).Seconds()))
 		return nil
@@ -192,8 +223,8 @@ func (w *waiter) gaveUp(s *api.Server, g goal) error {
 	if err := w.cmd.Context().Err(); err != nil {
 		return err
 	}
-	return hinted{fmt.Errorf("server %s is still %s", w.name, s.Status.Phase),
-		fmt.Sprintf("it goes on by itself; croft server show %s tells how far it is", w.name)}
+	return hinted{fmt.Errorf("server %s is still %s", s.Name, s.Status.Phase),
+		fmt.Sprintf("it goes on by itself; croft server show %s tells how far it is", argument(s))}
 }
 
 // seen is what a watch told: a server, its deletion (nil), or an error.

@@ -48,6 +48,7 @@ func New() *Fake {
 	}, func(t *api.Server) *api.Meta { return &t.Meta }, func(t *api.Server) *api.ServerSpec { return &t.Spec })
 	f.ServerStore.check = f.checkServer
 	f.ServerStore.created = f.serverCreated
+	f.ServerStore.updated = f.serverUpdated
 	f.ServerStore.deletes = func(t *api.Server, o httpapi.DeleteOptions) error {
 		if t.Spec.DeleteProtection {
 			return api.Errorf(api.CodeProtected, "server %s is protected against deletion", t.Name)
@@ -219,10 +220,7 @@ func (f *Fake) serverCreated(s *api.Server) {
 	if f.Hold {
 		return
 	}
-	phase := api.PhaseRunning
-	if s.Spec.State == api.StateStopped {
-		phase = api.PhaseStopped
-	}
+	phase := phaseOf(s.Spec.State)
 	f.SetServer(s.Tenant, s.Name, func(s *api.Server) {
 		s.Status.Phase, s.Status.Observed = phase, s.Revision
 		if phase == api.PhaseRunning {
@@ -236,6 +234,26 @@ func (f *Fake) serverCreated(s *api.Server) {
 			s.Status.Ports = append(s.Status.Ports, api.PortStatus{Network: p.Network, MAC: "02:00:00:00:00:05", Address: address, Prefix: 24, Name: s.Name})
 		}
 	})
+}
+
+// serverUpdated takes a server to the state that its spec asks for, unless it has ended by itself.
+func (f *Fake) serverUpdated(s *api.Server) {
+	if f.Hold {
+		return
+	}
+	f.SetServer(s.Tenant, s.Name, func(s *api.Server) {
+		s.Status.Observed = s.Revision
+		if s.Status.Exit == nil {
+			s.Status.Phase = phaseOf(s.Spec.State)
+		}
+	})
+}
+
+func phaseOf(state api.PowerState) api.Phase {
+	if state == "" {
+		return api.PhaseRunning
+	}
+	return api.Phase(state)
 }
 
 func (f *Fake) Servers() httpapi.Resources[api.Server, api.ServerSpec]    { return f.ServerStore }
