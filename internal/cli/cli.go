@@ -29,6 +29,8 @@ type app struct {
 	socket string
 	output string
 	dialed *client.Client
+
+	printed bool // a YAML document was
 }
 
 // New makes the root command. The program adds the commands that are not the API's (daemon, keeper).

@@ -2,14 +2,19 @@ package cli_test
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/cli"
@@ -58,7 +63,8 @@ func serve(t *testing.T) (socket string, fake *httpapitest.Fake, guests *httpapi
 }
 
 // Each script runs the real program against a server of its own. Besides the usual commands it knows
-// "phase SERVER PHASE [MESSAGE]", which sets what the host reports.
+// "phase SERVER PHASE [MESSAGE]", which sets what the host reports, and "documents KIND NAME…", which takes standard output
+// for JSON or YAML documents of these resources and nothing else.
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -84,9 +90,31 @@ func TestScripts(t *testing.T) {
 						}
 					})
 				},
-				"hold": func(*testscript.TestScript, bool, []string) { fake.Hold = true },
+				"documents": documents,
+				"hold":      func(*testscript.TestScript, bool, []string) { fake.Hold = true },
 			},
 		})
+	}
+}
+
+func documents(ts *testscript.TestScript, _ bool, want []string) {
+	text := ts.ReadFile("stdout")
+	decode := yaml.NewDecoder(strings.NewReader(text)).Decode
+	if strings.HasPrefix(text, "{") {
+		decode = json.NewDecoder(strings.NewReader(text)).Decode
+	}
+	var got []string
+	for {
+		var doc struct{ Kind, Name string }
+		err := decode(&doc)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		ts.Check(err)
+		got = append(got, doc.Kind+" "+doc.Name)
+	}
+	if !slices.Equal(got, want) {
+		ts.Fatalf("got %q, want %q", got, want)
 	}
 }
 

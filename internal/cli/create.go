@@ -106,11 +106,7 @@ func (k *kind[T, S]) createServer() *cobra.Command {
 				return err
 			}
 			if !wait.wanted(cmd) {
-				if k.output != "table" {
-					return k.printResource(cmd.OutOrStdout(), k.plural, server)
-				}
-				fmt.Fprintf(cmd.OutOrStdout(), "%s: admitted on %s\n", server.Name, server.Status.Host)
-				return nil
+				return k.done(cmd, server, fmt.Sprintf("%s: admitted on %s", server.Name, server.Status.Host))
 			}
 			return w.until(wait.timeout, server, stateGoal(nil, server))
 		},

@@ -185,7 +185,7 @@ func (k *kind[T, S]) printOne(cmd *cobra.Command, t *T) error {
 }
 
 // done prints the resource after an act in JSON or YAML, or the sentence.
-func (k *kind[T, S]) done(cmd *cobra.Command, t *T, sentence string) error {
+func (k *kind[T, S]) done(cmd *cobra.Command, t any, sentence string) error {
 	if k.output != "table" {
 		return k.printResource(cmd.OutOrStdout(), k.plural, t)
 	}

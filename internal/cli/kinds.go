@@ -91,11 +91,7 @@ func (k *kind[T, S]) createNetwork() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if k.output != "table" {
-				return k.printResource(cmd.OutOrStdout(), k.plural, n)
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: created %s\n", n.Name, subnets(n))
-			return nil
+			return k.done(cmd, n, fmt.Sprintf("%s: created %s", n.Name, subnets(n)))
 		},
 	}
 	cmd.Flags().StringArrayVar(&prefixes, "subnet", nil, "prefix, as 10.7.0.0/24 (default: a free one)")
@@ -240,11 +236,7 @@ func (k *kind[T, S]) createTenant() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if k.output != "table" {
-				return k.printResource(cmd.OutOrStdout(), k.plural, t)
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: created\n", t.Name)
-			return nil
+			return k.done(cmd, t, t.Name+": created")
 		},
 	}
 	flags := cmd.Flags()

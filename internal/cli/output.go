@@ -127,7 +127,7 @@ func orDash(s string) string {
 	return s
 }
 
-// print writes v as JSON or YAML.
+// print writes v as JSON or YAML: one document after the other, the YAML ones divided by "---".
 func (a *app) print(w io.Writer, v any) error {
 	data, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
@@ -137,6 +137,10 @@ func (a *app) print(w io.Writer, v any) error {
 		if data, err = toYAML(data); err != nil {
 			return err
 		}
+		if a.printed {
+			data = append([]byte("---\n"), data...)
+		}
+		a.printed = true
 		_, err = w.Write(data)
 		return err
 	}

@@ -181,7 +181,9 @@ func (k *kind[T, S]) power(action api.PowerAction, short string) *cobra.Command 
 					return err
 				}
 				if !wait.wanted(cmd) {
-					fmt.Fprintf(cmd.OutOrStdout(), "%s: %s asked for\n", name, action)
+					if err := k.done(cmd, server, fmt.Sprintf("%s: %s asked for", name, action)); err != nil {
+						return err
+					}
 					continue
 				}
 				if err := w.until(wait.timeout, server, powerGoal(action, before)); err != nil {
@@ -215,10 +217,12 @@ func (k *kind[T, S]) deleteServer() *cobra.Command {
 					return err
 				}
 				if !wait.wanted(cmd) {
-					fmt.Fprintf(cmd.OutOrStdout(), "%s: deletion asked for\n", name)
+					if err := k.done(cmd, server, name+": deletion asked for"); err != nil {
+						return err
+					}
 					continue
 				}
-				if err := w.until(wait.timeout, server, goal{gone: true, doing: "deleting", done: "deleted"}); err != nil {
+				if err := w.until(wait.timeout, server, goal{gone: true, doing: "deleting"}); err != nil {
 					return err
 				}
 			}
@@ -266,7 +270,7 @@ func (k *kind[T, S]) waitCommand() *cobra.Command {
 			}
 			g := goal{phases: []api.Phase{api.Phase(phase)}, doing: "waiting", now: true}
 			if phase == "deleted" {
-				g = goal{gone: true, doing: "waiting", done: "deleted"}
+				g = goal{gone: true, doing: "waiting"}
 			}
 			return k.newWaiter(cmd, k.tenant, args[0]).until(timeout, server, g)
 		},

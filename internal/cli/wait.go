@@ -19,7 +19,6 @@ type goal struct {
 	phases []api.Phase // any of them
 	gone   bool        // deleted
 	doing  string      // what is under way, until the host says more
-	done   string      // what to say in the end; default: the phase
 	now    bool        // the phase counts as it is; else it must speak of the revision that was asked for
 	unlike time.Time   // for a restart: Started must be another
 }
@@ -136,13 +135,13 @@ func (w *waiter) until(timeout time.Duration, server *api.Server, g goal) error 
 				return change.err
 			}
 			if change.server == nil {
-				return w.finish(server, g)
+				return w.finishGone(server, g)
 			}
 			server = change.server
 		case <-tick.C:
 			found, err := c.Servers(w.tenant).Get(ctx, server.Name)
 			if client.IsNotFound(err) || (err == nil && found.ID != server.ID) {
-				return w.finish(nil, g)
+				return w.finishGone(server, g)
 			}
 			if err != nil {
 				continue // the watch tells what is wrong, when it lasts
@@ -163,7 +162,7 @@ func (w *waiter) until(timeout time.Duration, server *api.Server, g goal) error 
 func (w *waiter) judge(s *api.Server, g goal) (bool, error) {
 	switch {
 	case g.met(s, s.Revision):
-		return true, w.finish(s, g)
+		return true, w.finish(s)
 	case g.lost(s, s.Revision, w.began):
 		w.line.finish(styleOf(w.line.w).phase(string(s.Status.Phase)))
 		return true, failed(s)
@@ -193,29 +192,32 @@ func argument(s *api.Server) string {
 	return s.Name + " --tenant " + s.Tenant
 }
 
-// finish says how it ended; s is nil if the server is gone.
-func (w *waiter) finish(s *api.Server, g goal) error {
-	if s == nil || g.gone {
-		if !g.gone {
-			w.line.end()
-			return fmt.Errorf("%s was deleted meanwhile", w.name)
-		}
-		w.line.finish(fmt.Sprintf("deleted (%.2f s)", now().Sub(w.began).Seconds()))
-		return nil
+// finishGone says that the server is gone; last is how it was seen last.
+func (w *waiter) finishGone(last *api.Server, g goal) error {
+	if !g.gone {
+		w.line.end()
+		return fmt.Errorf("%s was deleted meanwhile", w.name)
 	}
-	done := g.done
-	if done == "" {
-		done = styleOf(w.line.w).phase(string(s.Status.Phase))
-	}
-	text := fmt.Sprintf("%s (%.2f s)", done, now().Sub(w.began).Seconds())
+	w.line.finish(fmt.Sprintf("deleted (%.2f s)", now().Sub(w.began).Seconds()))
+	return w.print(last)
+}
+
+// finish says how it ended.
+func (w *waiter) finish(s *api.Server) error {
+	text := fmt.Sprintf("%s (%.2f s)", styleOf(w.line.w).phase(string(s.Status.Phase)), now().Sub(w.began).Seconds())
 	if address := addressOf(s); address != "" && s.Status.Phase == api.PhaseRunning {
 		text += " " + address
 	}
 	w.line.finish(text)
-	if w.output != "table" {
-		return w.printResource(w.cmd.OutOrStdout(), "servers", s)
+	return w.print(s)
+}
+
+// print writes the server where JSON or YAML was asked for.
+func (w *waiter) print(s *api.Server) error {
+	if w.output == "table" {
+		return nil
 	}
-	return nil
+	return w.printResource(w.cmd.OutOrStdout(), "servers", s)
 }
 
 func (w *waiter) gaveUp(s *api.Server, g goal) error {
