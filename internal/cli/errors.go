@@ -91,25 +91,36 @@ func amount(s api.Shortage, exact string) string {
 
 // adviceFor is what to do about a problem.
 func adviceFor(p *api.Problem, cmd *cobra.Command) string {
+	noun := ""
+	if parent := cmd.Parent(); parent != nil && parent.HasParent() {
+		noun = parent.Name()
+	}
 	switch p.Code {
 	case api.CodeNotFound:
-		if parent := cmd.Parent(); parent != nil && parent.HasParent() {
-			return fmt.Sprintf("croft %s list shows what there is; --tenant chooses another tenant", parent.Name())
-		}
+		return whereToLook(p, noun)
 	case api.CodeExists:
 		return "choose another name, or change the one that is there with edit"
 	case api.CodeConflict:
 		return "somebody else changed it meanwhile: look at it again, and repeat the command"
 	case api.CodeProtected:
-		return "take the protection off first: croft server edit NAME --set deleteProtection=false"
+		if noun == "server" { // a tenant's can't be taken off
+			return "take the protection off first: croft server edit NAME --set deleteProtection=false"
+		}
 	case api.CodeWrongState:
-		if cmd.Name() == "delete" {
+		if cmd.Name() == "delete" && cmd.Flags().Lookup("force") != nil {
 			return "stop it first, or delete it with --force"
 		}
 	case api.CodeCapacity:
+		if len(p.Short) > 0 && p.Short[0].Resource == "address" {
+			return "take another network, or delete servers that are not needed in this one"
+		}
 		return "croft host list shows what is free; ask for less, or delete what is not needed"
 	case api.CodeQuota:
-		return "croft tenant show shows the quota and what is used of it"
+		tenant := "TENANT"
+		if len(p.Short) > 0 {
+			tenant = p.Short[0].Where // the tenant's own quota, or that of one above it
+		}
+		return fmt.Sprintf("croft tenant show %s shows the quota and what is used of it", tenant)
 	case api.CodeForbidden:
 		if len(p.Errors) > 0 { // what a tenant asks for; who asks is not the matter
 			return "the operator allows it with: croft tenant edit TENANT (spec.grants); croft tenant show TENANT tells what is allowed"
@@ -121,6 +132,19 @@ func adviceFor(p *api.Problem, cmd *cobra.Command) string {
 		return "the daemon's log has the reason (journalctl -u croft)"
 	}
 	return ""
+}
+
+// whereToLook is where the right name of what was not found is.
+func whereToLook(p *api.Problem, noun string) string {
+	switch {
+	case strings.HasPrefix(p.Detail, "there is no tenant "), noun == "tenant":
+		return "croft tenant list shows what there is"
+	case noun == "":
+		return ""
+	case noun == "host":
+		return "croft host list shows what there is"
+	}
+	return fmt.Sprintf("croft %s list shows what there is; --tenant chooses another tenant", noun)
 }
 
 var _ interface{ Hint() string } = (*client.Unreachable)(nil)

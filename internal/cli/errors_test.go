@@ -26,6 +26,42 @@ func TestReportShortages(t *testing.T) {
 	}
 }
 
+// Advice can be followed as it is written.
+func TestAdvice(t *testing.T) {
+	quota := api.Errorf(api.CodeQuota, "the quota of tenant reseller does not allow it")
+	quota.Short = []api.Shortage{{Resource: "servers", Where: "reseller"}}
+	address := api.Errorf(api.CodeCapacity, "network corp has no free address")
+	address.Short = []api.Shortage{{Resource: "address", Where: "corp"}}
+	for _, c := range []struct {
+		name    string
+		command []string
+		problem *api.Problem
+		want    string
+	}{
+		{"quota", []string{"server", "create"}, quota, "croft tenant show reseller shows the quota and what is used of it"},
+		{"no address", []string{"server", "create"}, address, "take another network, or delete servers that are not needed in this one"},
+		{"protected server", []string{"server", "delete"}, api.Errorf(api.CodeProtected, "server web is protected against deletion"),
+			"take the protection off first: croft server edit NAME --set deleteProtection=false"},
+		{"protected tenant", []string{"tenant", "delete"}, api.Errorf(api.CodeProtected, "tenant default is the operator's own"), ""},
+		{"running server", []string{"server", "delete"}, api.Errorf(api.CodeWrongState, "server web is running"), "stop it first, or delete it with --force"},
+		{"running job", []string{"job", "delete"}, api.Errorf(api.CodeWrongState, "job build-x is running"), ""},
+		{"no server", []string{"server", "show"}, api.Errorf(api.CodeNotFound, "there is no server %q", "x"),
+			"croft server list shows what there is; --tenant chooses another tenant"},
+		{"no host", []string{"host", "show"}, api.Errorf(api.CodeNotFound, "there is no host %q", "x"), "croft host list shows what there is"},
+		{"no tenant", []string{"server", "list"}, api.Errorf(api.CodeNotFound, "there is no tenant %q", "x"), "croft tenant list shows what there is"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cmd, _, err := New().Find(c.command)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := adviceFor(c.problem, cmd); got != c.want {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
 // A grant that is not allowed is not mended by being root.
 func TestAdviceForGrants(t *testing.T) {
 	p := api.Errorf(api.CodeForbidden, "the request has 1 invalid field(s)")
