@@ -18,7 +18,7 @@ var ErrBad = errors.New("bad image")
 // ErrNotFound says that there is no content of a digest.
 var ErrNotFound = errors.New("no such image")
 
-// GroupPrefix begins the names of the control groups, beside those of servers, in which uploads are parsed.
+// GroupPrefix begins the names of the control groups, beside those of servers, in which uploads are parsed and images built.
 const GroupPrefix = "sandbox-"
 
 // Store keeps the content of images below one directory.

@@ -5,23 +5,24 @@
 package build
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
 	"github.com/croftproject/croft/internal/image"
+	"github.com/croftproject/croft/internal/image/sandbox"
 )
 
 // Options of a build.
 type Options struct {
 	CacheDir string // where packages and what was unpacked of them are kept for the next build
 	Logger   *slog.Logger
+	// Groups are where the programs of a build run within limits; nil: in the caller's control group.
+	Groups sandbox.Groups
 	// Progress is told the step and its percentage.
 	Progress func(step string, percent int)
 }
@@ -48,26 +49,6 @@ const (
 
 // ErrMissing says that a program that a build needs is not installed.
 var ErrMissing = errors.New("not installed")
-
-// run runs a program that a recipe needs; its output is part of the error.
-func run(ctx context.Context, dir, program string, args ...string) ([]byte, error) {
-	path, err := lookPath(program)
-	if err != nil {
-		return nil, err
-	}
-	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "LC_ALL=C", "PATH="+searchPath, "DEBIAN_FRONTEND=noninteractive")
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return nil, fmt.Errorf("%s: %w: %s", program, err, lastLines(stderr.String(), 5))
-	}
-	return stdout.Bytes(), nil
-}
 
 const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

@@ -70,7 +70,7 @@ func Debian12(ctx context.Context, o Options, dir string) (image.Content, error)
 	}
 	tree := filepath.Join(dir, treeName)
 	o.Progress("packages", 0)
-	if err := debianTree(ctx, dir, tree); err != nil {
+	if err := debianTree(ctx, o, dir, tree); err != nil {
 		return image.Content{}, fmt.Errorf("make tree: %w", err)
 	}
 	o.Progress("boot files", 60)
@@ -86,11 +86,11 @@ func Debian12(ctx context.Context, o Options, dir string) (image.Content, error)
 		return image.Content{}, err
 	}
 	o.Progress("file system", 70)
-	if err := makeRootFS(ctx, tree, boot.rootFS, debianDisk); err != nil {
+	if err := makeRootFS(ctx, o, tree, boot.rootFS, debianDisk); err != nil {
 		return image.Content{}, err
 	}
 	o.Progress("disk", 80)
-	if err := boot.write(ctx, filepath.Join(dir, diskName)); err != nil {
+	if err := boot.write(ctx, o, filepath.Join(dir, diskName)); err != nil {
 		return image.Content{}, fmt.Errorf("make disk: %w", err)
 	}
 	disk, err := os.Stat(filepath.Join(dir, diskName))
@@ -105,7 +105,7 @@ func Debian12(ctx context.Context, o Options, dir string) (image.Content, error)
 }
 
 // debianTree installs the packages into a new tree and makes it an image's.
-func debianTree(ctx context.Context, dir, tree string) error {
+func debianTree(ctx context.Context, o Options, dir, tree string) error {
 	files, err := os.MkdirTemp(dir, ".files-")
 	if err != nil {
 		return err
@@ -115,7 +115,7 @@ func debianTree(ctx context.Context, dir, tree string) error {
 		return err
 	}
 	// The files are there before the packages that read them while they are configured: the RAM file system's above all.
-	_, err = run(ctx, dir, "mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", "--include="+strings.Join(debianPackages, ","),
+	_, err = o.Run(ctx, dir, "mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", "--include="+strings.Join(debianPackages, ","),
 		"--essential-hook=copy-in "+filepath.Join(files, "etc")+" "+filepath.Join(files, "usr")+" /", debianSuite, tree)
 	if err != nil {
 		return err

@@ -45,10 +45,10 @@ const (
 )
 
 // write makes the disk at path.
-func (b bootable) write(ctx context.Context, path string) error {
+func (b bootable) write(ctx context.Context, o Options, path string) error {
 	esp := path + ".esp"
 	defer os.Remove(esp)
-	if err := b.writeESP(ctx, esp); err != nil {
+	if err := b.writeESP(ctx, o, esp); err != nil {
 		return err
 	}
 	st, err := os.Stat(b.rootFS)
@@ -89,7 +89,7 @@ func (b bootable) write(ctx context.Context, path string) error {
 }
 
 // writeESP makes the EFI system partition as a file of its own.
-func (b bootable) writeESP(ctx context.Context, path string) error {
+func (b bootable) writeESP(ctx context.Context, o Options, path string) error {
 	if err := errors.Join(need(biosLoader, "syslinux-common"), need(systemdBoot, "systemd-boot-efi")); err != nil {
 		return err
 	}
@@ -123,7 +123,7 @@ func (b bootable) writeESP(ctx context.Context, path string) error {
 		{"syslinux", "--install", path},
 	}
 	for _, step := range steps {
-		if _, err := run(ctx, work, step[0], step[1:]...); err != nil {
+		if _, err := o.Run(ctx, work, step[0], step[1:]...); err != nil {
 			return fmt.Errorf("make EFI system partition: %w", err)
 		}
 	}
@@ -131,8 +131,8 @@ func (b bootable) writeESP(ctx context.Context, path string) error {
 }
 
 // makeRootFS makes an ext4 image of a tree, without mounting it.
-func makeRootFS(ctx context.Context, tree, path string, size api.Bytes) error {
-	_, err := run(ctx, "", "mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-L", rootLabel, "-J", "size=8",
+func makeRootFS(ctx context.Context, o Options, tree, path string, size api.Bytes) error {
+	_, err := o.Run(ctx, "", "mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-L", rootLabel, "-J", "size=8",
 		"-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", "-d", tree, path, strconv.FormatInt(int64(size/api.KiB), 10)+"k")
 	if err != nil {
 		return err

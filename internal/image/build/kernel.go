@@ -32,7 +32,7 @@ func fetchKernel(ctx context.Context, o Options) (kernel, error) {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return kernel{}, err
 	}
-	name, version, err := kernelPackage(ctx)
+	name, version, err := kernelPackage(ctx, o)
 	if err != nil {
 		if k, ok := anyKernel(cache); ok {
 			return k, nil
@@ -49,7 +49,7 @@ func fetchKernel(ctx context.Context, o Options) (kernel, error) {
 	}
 	defer os.RemoveAll(making)
 	// The download runs as root: the user of apt's own sandbox can't write below a private directory.
-	if _, err := run(ctx, making, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", name+"="+version); err != nil {
+	if _, err := o.Run(ctx, making, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", name+"="+version); err != nil {
 		if k, ok := anyKernel(cache); ok {
 			return k, nil
 		}
@@ -59,7 +59,7 @@ func fetchKernel(ctx context.Context, o Options) (kernel, error) {
 	if err != nil || len(debs) != 1 {
 		return kernel{}, fmt.Errorf("apt-get download of %s left %d packages", name, len(debs))
 	}
-	if _, err := run(ctx, making, "dpkg", "-x", debs[0], "unpacked"); err != nil {
+	if _, err := o.Run(ctx, making, "dpkg", "-x", debs[0], "unpacked"); err != nil {
 		return kernel{}, err
 	}
 	err = os.Rename(filepath.Join(making, "unpacked"), k.dir)
@@ -70,15 +70,15 @@ func fetchKernel(ctx context.Context, o Options) (kernel, error) {
 }
 
 // kernelPackage finds the package that holds the present kernel, and its version.
-func kernelPackage(ctx context.Context) (name, version string, err error) {
-	out, err := run(ctx, "", "apt-cache", "depends", cloudKernel)
+func kernelPackage(ctx context.Context, o Options) (name, version string, err error) {
+	out, err := o.Run(ctx, "", "apt-cache", "depends", cloudKernel)
 	if err != nil {
 		return "", "", err
 	}
 	if name = field(out, "Depends"); !strings.HasPrefix(name, "linux-image-") {
 		return "", "", fmt.Errorf("the package lists hold no kernel behind %s: run apt-get update", cloudKernel)
 	}
-	if out, err = run(ctx, "", "apt-cache", "show", "--no-all-versions", name); err != nil {
+	if out, err = o.Run(ctx, "", "apt-cache", "show", "--no-all-versions", name); err != nil {
 		return "", "", err
 	}
 	if version = field(out, "Version"); version == "" {

@@ -51,7 +51,7 @@ func Micro(ctx context.Context, o Options, dir string) (image.Content, error) {
 		return image.Content{}, err
 	}
 	tree := filepath.Join(dir, treeName)
-	if err := microTree(ctx, tree); err != nil {
+	if err := microTree(ctx, o, tree); err != nil {
 		return image.Content{}, fmt.Errorf("make tree: %w", err)
 	}
 	o.Progress("boot files", 50)
@@ -66,11 +66,11 @@ func Micro(ctx context.Context, o Options, dir string) (image.Content, error) {
 		return image.Content{}, fmt.Errorf("make initial RAM file system: %w", err)
 	}
 	o.Progress("file system", 60)
-	if err := makeRootFS(ctx, tree, boot.rootFS, microDisk); err != nil {
+	if err := makeRootFS(ctx, o, tree, boot.rootFS, microDisk); err != nil {
 		return image.Content{}, err
 	}
 	o.Progress("disk", 70)
-	if err := boot.write(ctx, filepath.Join(dir, diskName)); err != nil {
+	if err := boot.write(ctx, o, filepath.Join(dir, diskName)); err != nil {
 		return image.Content{}, fmt.Errorf("make disk: %w", err)
 	}
 	digest, err := digestFiles(boot.kernel, boot.initrd, gptCode, biosLoader, systemdBoot)
@@ -89,7 +89,7 @@ func Micro(ctx context.Context, o Options, dir string) (image.Content, error) {
 }
 
 // microTree makes the root tree: busybox, its links, and the files beside this one.
-func microTree(ctx context.Context, tree string) error {
+func microTree(ctx context.Context, o Options, tree string) error {
 	for _, name := range []string{"", "bin", "dev", "etc", "lib", "mnt", "proc", "root", "run", "sbin", "sys", "tmp", "usr/bin", "usr/sbin", "var/log", "var/tmp"} {
 		if err := os.MkdirAll(filepath.Join(tree, name), 0o755); err != nil {
 			return err
@@ -110,7 +110,7 @@ func microTree(ctx context.Context, tree string) error {
 	if err := os.Chmod(filepath.Join(tree, "bin/busybox"), 0o755); err != nil {
 		return err
 	}
-	applets, err := run(ctx, "", "busybox", "--list-full")
+	applets, err := o.Run(ctx, "", "busybox", "--list-full")
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/croftproject/croft/internal/image"
 	"github.com/croftproject/croft/internal/image/sandbox"
 	"github.com/croftproject/croft/internal/image/unpack"
+	"github.com/croftproject/croft/internal/mounts"
 )
 
 const (
@@ -46,7 +47,7 @@ func (s *Store) Import(ctx context.Context, src image.Source, progress func(stri
 	if err != nil {
 		return image.Content{}, fullDisk(err)
 	}
-	defer os.RemoveAll(making)
+	defer mounts.RemoveAll(making)
 	stage := filepath.Join(making, stageName)
 	if err := os.Mkdir(stage, 0o700); err != nil {
 		return image.Content{}, fullDisk(fmt.Errorf("import image: %w", err))
@@ -95,7 +96,7 @@ func (s *Store) importTo(ctx context.Context, making, stage string, src image.So
 	if err != nil {
 		return image.Content{}, err
 	}
-	return c, os.RemoveAll(stage)
+	return c, mounts.RemoveAll(stage)
 }
 
 // receive writes the upload to a file, and returns its digest.

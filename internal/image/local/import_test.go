@@ -37,6 +37,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == unpack.Command {
 		os.Exit(unpack.Main(os.Args[2:]))
 	}
+	if len(os.Args) > 3 && os.Args[1] == buildCommand {
+		os.Exit(buildForEver(os.Args[2], os.Args[3]))
+	}
 	os.Exit(m.Run())
 }
 

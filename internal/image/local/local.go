@@ -25,6 +25,7 @@ import (
 	"github.com/croftproject/croft/internal/image"
 	"github.com/croftproject/croft/internal/image/build"
 	"github.com/croftproject/croft/internal/image/sandbox"
+	"github.com/croftproject/croft/internal/mounts"
 )
 
 // Options of a store.
@@ -34,7 +35,7 @@ type Options struct {
 	// Executable is started as "EXECUTABLE sandbox-unpack JOB" to parse what was uploaded; it then calls unpack.Main with
 	// the arguments after the command. Default: the running program.
 	Executable string
-	// Groups are where what was uploaded is parsed within limits; nil: in the caller's control group.
+	// Groups are where what was uploaded is parsed, and what is built is made, within limits; nil: in the caller's control group.
 	Groups sandbox.Groups
 	Logger *slog.Logger
 }
@@ -76,20 +77,21 @@ func New(o Options) (*Store, error) {
 	if err := os.MkdirAll(o.CacheDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make image cache: %w", err)
 	}
+	// Programs first: they write to the directories.
+	if o.Groups != nil {
+		if err := sandbox.Sweep(o.Groups); err != nil {
+			return nil, err
+		}
+	}
 	entries, err := os.ReadDir(o.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("read image store: %w", err)
 	}
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), makingPrefix) {
-			if err := os.RemoveAll(filepath.Join(o.Dir, e.Name())); err != nil {
+			if err := mounts.RemoveAll(filepath.Join(o.Dir, e.Name())); err != nil {
 				return nil, fmt.Errorf("sweep image store: %w", err)
 			}
-		}
-	}
-	if o.Groups != nil {
-		if err := sandbox.Sweep(o.Groups); err != nil {
-			return nil, err
 		}
 	}
 	return &Store{o: o}, nil
@@ -110,8 +112,8 @@ func (s *Store) Build(ctx context.Context, name string, progress func(string, in
 	if err != nil {
 		return image.Content{}, err
 	}
-	defer os.RemoveAll(making)
-	c, err := recipe(ctx, build.Options{CacheDir: s.o.CacheDir, Logger: s.o.Logger, Progress: progress}, making)
+	defer mounts.RemoveAll(making)
+	c, err := recipe(ctx, build.Options{CacheDir: s.o.CacheDir, Logger: s.o.Logger, Groups: s.o.Groups, Progress: progress}, making)
 	if err != nil {
 		return image.Content{}, fmt.Errorf("build image %s: %w", name, err)
 	}
@@ -216,7 +218,7 @@ func (s *Store) Remove(_ context.Context, digest string) error {
 	}
 	// Renamed first: half an image must never be found.
 	removing := filepath.Join(s.o.Dir, makingPrefix+"remove-"+filepath.Base(place))
-	if err := os.RemoveAll(removing); err != nil {
+	if err := mounts.RemoveAll(removing); err != nil {
 		return fmt.Errorf("remove image %s: %w", digest, err)
 	}
 	if err := os.Rename(place, removing); errors.Is(err, fs.ErrNotExist) {
@@ -224,7 +226,7 @@ func (s *Store) Remove(_ context.Context, digest string) error {
 	} else if err != nil {
 		return fmt.Errorf("remove image %s: %w", digest, err)
 	}
-	if err := os.RemoveAll(removing); err != nil {
+	if err := mounts.RemoveAll(removing); err != nil {
 		return fmt.Errorf("remove image %s: %w", digest, err)
 	}
 	return nil

@@ -32,8 +32,9 @@ const (
 	oomScore = 500
 )
 
-// enclose puts a process into a group of its own, with limits. free ends and removes the group; it is never nil.
-func enclose(groups Groups, pid int) (free func(), err error) {
+// Enclose puts a process into a group of its own, with limits, and has it end before a guest where memory runs short.
+// free ends and removes the group; it is never nil. Without groups the process stays in the caller's.
+func Enclose(groups Groups, pid int, l cgroup.Limits) (free func(), err error) {
 	free = func() {}
 	err = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(oomScore)), 0)
 	if err != nil || groups == nil {
@@ -41,7 +42,7 @@ func enclose(groups Groups, pid int) (free func(), err error) {
 	}
 	name := image.GroupPrefix + strings.ToLower(rand.Text()[:10])
 	free = func() { _ = end(groups, name) } // what is left of it is swept at the next start
-	if err := groups.Set(name, cgroup.Limits{MemoryLimit: addressSpace, PIDs: mostTasks}); err != nil {
+	if err := groups.Set(name, l); err != nil {
 		return free, err
 	}
 	place, err := cgroup.Open(groups.Path(name))
@@ -57,7 +58,7 @@ func end(groups Groups, name string) error {
 	return errors.Join(groups.Kill(ctx, name), groups.Remove(ctx, name))
 }
 
-// Sweep ends what sandboxes an earlier daemon left.
+// Sweep ends what an earlier daemon left in groups that Enclose made.
 func Sweep(groups Groups) error {
 	names, err := groups.List()
 	if err != nil {

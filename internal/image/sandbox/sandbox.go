@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/cgroup"
 	"github.com/croftproject/croft/internal/idmap"
 )
 
@@ -107,7 +108,7 @@ func Run(ctx context.Context, c Command) ([]byte, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start sandbox: %w", err)
 	}
-	free, enclosed := enclose(c.Groups, cmd.Process.Pid)
+	free, enclosed := Enclose(c.Groups, cmd.Process.Pid, cgroup.Limits{MemoryLimit: addressSpace, PIDs: mostTasks})
 	defer free()
 	if enclosed != nil {
 		cancel()
