@@ -168,13 +168,14 @@ func (s *Store) unpack(ctx context.Context, stage string, job unpack.Job) (unpac
 
 // settle moves what the sandbox made to its place in the image's directory. Of the sandbox's word and work nothing is
 // taken on trust: a parser that was taken over may have put links there, or a disk that reaches outside itself.
-func settle(making, stage string, r unpack.Result, limit api.Bytes) (image.Content, error) {
-	c := image.Content{Digest: r.Digest, Format: r.Format, MinDisk: r.Virtual, App: r.App}
+func settle(making, stage string, r unpack.Result, limit api.Bytes) (c image.Content, err error) {
+	c = image.Content{Digest: r.Digest, Format: r.Format, MinDisk: r.Virtual, App: r.App}
 	switch r.Format {
 	case "tree", "oci":
 		c.Models, c.MinDisk = []api.Model{api.ModelOS}, smallestTree
 		c.Tree = filepath.Join(privateName, unpack.TreeName)
-		return c, settleTree(making, stage, c.Tree)
+		c.CloudInit, err = settleTree(making, stage, c.Tree)
+		return c, err
 	case "qcow2":
 		c.Disk, c.DiskFormat = unpack.DiskName, "qcow2"
 	case "raw":
@@ -185,6 +186,8 @@ func settle(making, stage string, r unpack.Result, limit api.Bytes) (image.Conte
 		return c, fmt.Errorf("the sandbox answered the unknown format %q", r.Format)
 	}
 	c.Models = []api.Model{api.ModelFull}
+	// What is on a disk is not looked at; a guest that reads no seed has one more disk that it lets be.
+	c.CloudInit = true
 	from := unpack.UploadName
 	if r.Format == "qcow2" {
 		from = unpack.DiskName
@@ -221,17 +224,30 @@ func settleDisk(file *os.File, format string, limit api.Bytes) (api.Bytes, error
 	return 0, nil
 }
 
-// settleTree moves a tree into the directory that only root enters.
-func settleTree(making, stage, to string) error {
+// settleTree moves a tree into the directory that only root enters, and tells whether cloud-init is in it.
+func settleTree(making, stage, to string) (cloudInit bool, err error) {
 	dir, err := openMade(stage, unpack.TreeName, unix.S_IFDIR)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer dir.Close()
 	if err := os.Mkdir(filepath.Join(making, privateName), 0o700); err != nil {
-		return err
+		return false, err
 	}
-	return os.Rename(filepath.Join(stage, unpack.TreeName), filepath.Join(making, to))
+	return hasCloudInit(dir), os.Rename(filepath.Join(stage, unpack.TreeName), filepath.Join(making, to))
+}
+
+// hasCloudInit looks for the directory of cloud-init's configuration in a tree. A link on the way is not followed: it is
+// the guest's, and leads elsewhere here.
+func hasCloudInit(tree *os.File) bool {
+	fd, err := unix.Openat2(int(tree.Fd()), "etc/cloud", &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
+	})
+	if err != nil {
+		return false
+	}
+	unix.Close(fd)
+	return true
 }
 
 // openMade opens what the sandbox made: of the given type (inode(7)), in the stage itself, and under no other name.

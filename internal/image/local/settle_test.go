@@ -77,6 +77,53 @@ func TestSizeIsTheDisksOwn(t *testing.T) {
 	}
 }
 
+func TestCloudInitIsTold(t *testing.T) {
+	outside := t.TempDir()
+	must(t, os.Mkdir(filepath.Join(outside, "cloud"), 0o755))
+	file := func(stage string) error {
+		return os.WriteFile(filepath.Join(stage, unpack.UploadName), make([]byte, 4096), 0o600)
+	}
+	tree := func(plant func(tree string) error) func(string) error {
+		return func(stage string) error {
+			dir := filepath.Join(stage, unpack.TreeName)
+			return errors.Join(os.Mkdir(dir, 0o755), plant(dir))
+		}
+	}
+	for name, c := range map[string]struct {
+		format string
+		make   func(stage string) error
+		want   bool
+	}{
+		"raw": {"raw", file, true},
+		"iso": {"iso", file, true},
+		"qcow2": {"qcow2", func(stage string) error {
+			return exec.Command("qemu-img", "create", "-q", "-f", "qcow2", filepath.Join(stage, unpack.DiskName), "1M").Run()
+		}, true},
+		"tree with it":  {"tree", tree(func(dir string) error { return os.MkdirAll(filepath.Join(dir, "etc/cloud"), 0o755) }), true},
+		"tree without":  {"tree", tree(func(dir string) error { return os.Mkdir(filepath.Join(dir, "etc"), 0o755) }), false},
+		"empty tree":    {"tree", tree(func(string) error { return nil }), false},
+		"etc leads out": {"tree", tree(func(dir string) error { return os.Symlink(outside, filepath.Join(dir, "etc")) }), false},
+		"cloud leads out": {"tree", tree(func(dir string) error {
+			return errors.Join(os.Mkdir(filepath.Join(dir, "etc"), 0o755), os.Symlink(outside, filepath.Join(dir, "etc/cloud")))
+		}), false},
+		"cloud is a file": {"tree", tree(func(dir string) error {
+			return errors.Join(os.Mkdir(filepath.Join(dir, "etc"), 0o755), os.WriteFile(filepath.Join(dir, "etc/cloud"), nil, 0o644))
+		}), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			making := t.TempDir()
+			stage := filepath.Join(making, stageName)
+			must(t, os.Mkdir(stage, 0o700))
+			must(t, c.make(stage))
+			got, err := settle(making, stage, unpack.Result{Format: c.format}, api.GiB)
+			must(t, err)
+			if got.CloudInit != c.want {
+				t.Errorf("cloud-init is %v, want %v", got.CloudInit, c.want)
+			}
+		})
+	}
+}
+
 // A loss of power can leave an image's name without its content.
 func TestImageWithoutAManifestIsMadeAnew(t *testing.T) {
 	s := newStore(t)
