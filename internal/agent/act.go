@@ -62,6 +62,9 @@ func (a *Agent) volume(m *machine, rec *state.Server, e engine.Engine, c image.C
 		s.Kind, s.Base = pool.Tree, c.Tree
 	case engine.RootFS:
 		s.Kind, s.Base, s.Format, s.BaseFormat = pool.File, c.RootFS, "raw", "raw"
+		if e.Traits().ImageKernel { // QEMU's: it reads what it needs of the image, where uml takes a whole copy
+			s.Format = "qcow2"
+		}
 	case engine.RootDisk:
 		s.Kind, s.Base, s.Format, s.BaseFormat = pool.File, c.Disk, "qcow2", c.DiskFormat
 		if c.Disk == "" && c.ISO != "" { // an empty disk, for the installer on the image's CD-ROM
