@@ -134,7 +134,7 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 	}
 	d.images, err = imagestore.New(imagestore.Options{
 		Dir: filepath.Join(d.o.StateDir, "images"), CacheDir: filepath.Join(d.o.StateDir, "cache"), Executable: d.o.Executable, Groups: d.groups,
-		Logger: d.o.Logger,
+		Reserve: func() api.Bytes { return d.spec().Reserve.Disk }, Logger: d.o.Logger,
 	})
 	if err != nil {
 		return err

@@ -43,30 +43,31 @@ func (s *Store) Import(ctx context.Context, src image.Source, progress func(stri
 	if src.Limit <= 0 {
 		src.Limit = defaultLimit
 	}
+	ctx, end := s.guarded(ctx)
+	defer end()
+	c, err := s.importNew(ctx, src, progress)
+	if err != nil {
+		return image.Content{}, fmt.Errorf("import image: %w", reason(ctx, err))
+	}
+	return c, nil
+}
+
+func (s *Store) importNew(ctx context.Context, src image.Source, progress func(string, int)) (image.Content, error) {
 	making, err := s.making()
 	if err != nil {
-		return image.Content{}, fullDisk(err)
+		return image.Content{}, err
 	}
 	defer mounts.RemoveAll(making)
 	stage := filepath.Join(making, stageName)
 	if err := os.Mkdir(stage, 0o700); err != nil {
-		return image.Content{}, fullDisk(fmt.Errorf("import image: %w", err))
+		return image.Content{}, err
 	}
 	c, err := s.importTo(ctx, making, stage, src, progress)
 	if err != nil {
-		return image.Content{}, fullDisk(fmt.Errorf("import image: %w", err))
+		return image.Content{}, err
 	}
 	progress("keep", 95)
-	c, err = s.keep(making, c)
-	return c, fullDisk(err)
-}
-
-// fullDisk says in words what to do.
-func fullDisk(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fmt.Errorf("the image store's file system is full: %w", err)
-	}
-	return err
+	return s.keep(making, c)
 }
 
 func (s *Store) importTo(ctx context.Context, making, stage string, src image.Source, progress func(string, int)) (image.Content, error) {
@@ -75,10 +76,10 @@ func (s *Store) importTo(ctx context.Context, making, stage string, src image.So
 	var err error
 	if job.Registry {
 		progress("pull", 0)
-		err = pull(ctx, src, filepath.Join(stage, unpack.ArchiveName))
+		err = s.pull(ctx, src, filepath.Join(stage, unpack.ArchiveName))
 	} else {
 		progress("receive", 0)
-		digest, err = receive(ctx, src, filepath.Join(stage, unpack.UploadName))
+		digest, err = s.receive(ctx, src, filepath.Join(stage, unpack.UploadName))
 	}
 	if err != nil {
 		return image.Content{}, err
@@ -100,7 +101,7 @@ func (s *Store) importTo(ctx context.Context, making, stage string, src image.So
 }
 
 // receive writes the upload to a file, and returns its digest.
-func receive(ctx context.Context, src image.Source, path string) (string, error) {
+func (s *Store) receive(ctx context.Context, src image.Source, path string) (string, error) {
 	if src.Reader == nil {
 		return "", errors.New("no source is given")
 	}
@@ -109,14 +110,21 @@ func receive(ctx context.Context, src image.Source, path string) (string, error)
 		return "", err
 	}
 	defer file.Close()
+	room, err := s.room()
+	if err != nil {
+		return "", err
+	}
 	sum := sha256.New()
-	limited := io.LimitReader(contextReader{ctx, src.Reader}, int64(src.Limit)+1)
+	limited := io.LimitReader(contextReader{ctx, src.Reader}, int64(min(src.Limit, room.left()))+1)
 	n, err := io.Copy(io.MultiWriter(file, sum), limited)
 	if err != nil {
 		return "", fmt.Errorf("receive: %w", err)
 	}
 	if api.Bytes(n) > src.Limit {
 		return "", fmt.Errorf("%w: it is larger than the limit of %v", image.ErrBad, src.Limit)
+	}
+	if api.Bytes(n) > room.left() {
+		return "", room.lacks(0)
 	}
 	return digestPrefix + hex.EncodeToString(sum.Sum(nil)), file.Close()
 }
@@ -134,8 +142,13 @@ func (c contextReader) Read(p []byte) (int, error) {
 	return c.r.Read(p)
 }
 
-// unpack has the sandbox do the job.
+// unpack has the sandbox do the job in the room that there is.
 func (s *Store) unpack(ctx context.Context, stage string, job unpack.Job) (unpack.Result, error) {
+	room, err := s.room()
+	if err != nil {
+		return unpack.Result{}, err
+	}
+	job.Room = room.left()
 	text, err := json.Marshal(job)
 	if err != nil {
 		return unpack.Result{}, err
@@ -156,6 +169,8 @@ func (s *Store) unpack(ctx context.Context, stage string, job unpack.Job) (unpac
 		return unpack.Result{}, fmt.Errorf("the sandbox's answer is damaged: %w", err)
 	}
 	switch {
+	case r.Large && job.Room < job.Limit:
+		return unpack.Result{}, room.lacks(0)
 	case r.Bad != "":
 		return unpack.Result{}, fmt.Errorf("%w: %s", image.ErrBad, r.Bad)
 	case r.Full:

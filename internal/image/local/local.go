@@ -37,7 +37,9 @@ type Options struct {
 	Executable string
 	// Groups are where what was uploaded is parsed, and what is built is made, within limits; nil: in the caller's control group.
 	Groups sandbox.Groups
-	Logger *slog.Logger
+	// Reserve is what is kept of the store's file system for the host: no image is made of it. nil: nothing.
+	Reserve func() api.Bytes
+	Logger  *slog.Logger
 }
 
 // Store is an image.Store in a directory.
@@ -108,6 +110,19 @@ func (s *Store) Build(ctx context.Context, name string, progress func(string, in
 	}
 	s.building.Lock()
 	defer s.building.Unlock()
+	ctx, end := s.guarded(ctx)
+	defer end()
+	c, err := s.buildNew(ctx, recipe, progress)
+	if err != nil {
+		return image.Content{}, fmt.Errorf("build image %s: %w", name, reason(ctx, err))
+	}
+	return c, nil
+}
+
+func (s *Store) buildNew(ctx context.Context, recipe build.Recipe, progress func(string, int)) (image.Content, error) {
+	if _, err := s.room(); err != nil {
+		return image.Content{}, err
+	}
 	making, err := s.making()
 	if err != nil {
 		return image.Content{}, err
@@ -115,7 +130,7 @@ func (s *Store) Build(ctx context.Context, name string, progress func(string, in
 	defer mounts.RemoveAll(making)
 	c, err := recipe(ctx, build.Options{CacheDir: s.o.CacheDir, Logger: s.o.Logger, Groups: s.o.Groups, Progress: progress}, making)
 	if err != nil {
-		return image.Content{}, fmt.Errorf("build image %s: %w", name, err)
+		return image.Content{}, err
 	}
 	progress("keep", 95)
 	return s.keep(making, c)

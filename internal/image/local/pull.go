@@ -19,7 +19,7 @@ import (
 )
 
 // pull fetches an image from a registry as an OCI layout. Digests are verified on the way; nothing is unpacked.
-func pull(ctx context.Context, src image.Source, dir string) error {
+func (s *Store) pull(ctx context.Context, src image.Source, dir string) error {
 	options := []name.Option{}
 	if src.PlainHTTP {
 		options = append(options, name.Insecure)
@@ -42,6 +42,13 @@ func pull(ctx context.Context, src image.Source, dir string) error {
 			return fmt.Errorf("%w: its layers are larger than the limit of %v", image.ErrBad, src.Limit)
 		}
 		total += layer.Size
+	}
+	room, err := s.room()
+	if err != nil {
+		return err
+	}
+	if api.Bytes(total) > room.left() {
+		return room.lacks(api.Bytes(total))
 	}
 	path, err := layout.Write(dir, empty.Index)
 	if err != nil {

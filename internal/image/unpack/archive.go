@@ -125,7 +125,7 @@ func isLayered(file io.Reader, job Job) (bool, error) {
 
 // bound ends a stream that gives more than the limit allows, with room for the archive's own headers.
 func bound(r io.Reader, job Job) io.Reader {
-	return &boundedReader{r: r, left: int64(job.Limit) + int64(job.Files)*4096 + 1<<20}
+	return &boundedReader{r: r, left: int64(job.most()) + int64(job.Files)*4096 + 1<<20}
 }
 
 type boundedReader struct {
@@ -135,7 +135,7 @@ type boundedReader struct {
 
 func (b *boundedReader) Read(p []byte) (int, error) {
 	if b.left <= 0 {
-		return 0, bad("it unpacks to more than the limit")
+		return 0, tooLarge("it unpacks to more than the limit")
 	}
 	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
 	b.left -= int64(n)

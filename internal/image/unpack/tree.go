@@ -53,7 +53,7 @@ func newExtractor(dir string, how links, job Job) (*extractor, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &extractor{root: root, links: how, bytes: job.Limit, files: job.Files}, nil
+	return &extractor{root: root, links: how, bytes: job.most(), files: job.Files}, nil
 }
 
 func (x *extractor) close() error { return unix.Close(x.root) }
@@ -231,7 +231,7 @@ func (x *extractor) create(parent int, base, name string, h *tar.Header, body io
 // file writes a regular file. Holes of a sparse one count in full: they are what it unpacks to.
 func (x *extractor) file(parent int, base string, h *tar.Header, body io.Reader) error {
 	if h.Size < 0 || api.Bytes(h.Size) > x.bytes {
-		return bad("the image unpacks to more than the limit")
+		return tooLarge("the image unpacks to more than the limit")
 	}
 	x.bytes -= api.Bytes(h.Size)
 	fd, err := unix.Openat(parent, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)

@@ -27,9 +27,13 @@ const Command = "sandbox-unpack"
 // Job is what to do, as the parent tells the child.
 type Job struct {
 	Limit    api.Bytes `json:"limit"`    // most bytes to unpack to
+	Room     api.Bytes `json:"room"`     // the same, for want of room on the host; a disk is told by Limit alone, as most are sparse
 	Files    int       `json:"files"`    // most files to unpack
 	Registry bool      `json:"registry"` // archive/ is there, instead of upload
 }
+
+// most is the most bytes that a tree may take.
+func (j Job) most() api.Bytes { return min(j.Limit, j.Room) }
 
 // Result is what the child tells the parent.
 type Result struct {
@@ -40,6 +44,7 @@ type Result struct {
 	App     *api.App  `json:"app,omitempty"`
 	Virtual api.Bytes `json:"virtual,omitempty"` // size of the disk
 	Bad     string    `json:"bad,omitempty"`     // why it is no image
+	Large   bool      `json:"large,omitempty"`   // what it unpacks to is more than Limit or Room
 	Full    bool      `json:"full,omitempty"`    // the host's file system is full
 	Failure string    `json:"failure,omitempty"` // what went wrong here, not with the image
 }
@@ -53,11 +58,19 @@ const (
 )
 
 // badError is a reason to refuse the upload.
-type badError struct{ reason string }
+type badError struct {
+	reason string
+	large  bool
+}
 
 func (e badError) Error() string { return e.reason }
 
-func bad(format string, args ...any) error { return badError{fmt.Sprintf(format, args...)} }
+func bad(format string, args ...any) error { return badError{reason: fmt.Sprintf(format, args...)} }
+
+// tooLarge is bad for an archive that unpacks to more than it may.
+func tooLarge(format string, args ...any) error {
+	return badError{reason: fmt.Sprintf(format, args...), large: true}
+}
 
 // Main is the child: it confines itself, does the job in args[0], and prints the result. It returns the exit code.
 func Main(args []string) int {
@@ -86,7 +99,7 @@ func report(r Result, err error) Result {
 	case err == nil:
 		return r
 	case errors.As(err, &reason):
-		return Result{Bad: err.Error()}
+		return Result{Bad: err.Error(), Large: reason.large}
 	case errors.Is(err, unix.EFBIG):
 		return Result{Bad: "it holds a file larger than the limit"}
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):

@@ -131,7 +131,7 @@ func FuzzTree(f *testing.F) {
 		}
 		for _, how := range []links{refuseLinks, followInside} {
 			outer := t.TempDir()
-			x, err := newExtractor(filepath.Join(outer, "in", "tree"), how, Job{Limit: api.MiB, Files: 10})
+			x, err := newExtractor(filepath.Join(outer, "in", "tree"), how, Job{Limit: api.MiB, Room: api.MiB, Files: 10})
 			if err != nil {
 				t.Fatal(err)
 			}
