@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -81,7 +82,7 @@ func Debian12(ctx context.Context, o Options, dir string) (image.Content, error)
 	if err := debianBoot(tree, boot); err != nil {
 		return image.Content{}, err
 	}
-	digest, err := debianDigest(tree, boot.kernel)
+	digest, err := debianDigest(tree, boot.kernel, umlModules)
 	if err != nil {
 		return image.Content{}, err
 	}
@@ -139,24 +140,34 @@ func debianTree(ctx context.Context, o Options, dir, tree string) error {
 	if err := emptyDir(filepath.Join(tree, "dev")); err != nil {
 		return err
 	}
-	if _, err := os.Stat(umlModules); err == nil {
-		return copyModules(tree)
-	}
-	return nil
+	return copyModules(tree, umlModules)
 }
 
 // copyModules adds the modules of User-Mode Linux's kernel beside those of Debian's.
-func copyModules(tree string) error {
-	versions, err := os.ReadDir(umlModules)
+func copyModules(tree, modules string) error {
+	versions, err := moduleVersions(modules)
 	if err != nil {
 		return err
 	}
 	for _, v := range versions {
-		if err := os.CopyFS(filepath.Join(tree, "usr/lib/modules", v.Name()), os.DirFS(filepath.Join(umlModules, v.Name()))); err != nil {
+		if err := os.CopyFS(filepath.Join(tree, "usr/lib/modules", v), os.DirFS(filepath.Join(modules, v))); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// moduleVersions are the kernel versions that a directory has modules of, in order; none where there is no directory.
+func moduleVersions(modules string) ([]string, error) {
+	entries, err := os.ReadDir(modules)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	versions := []string{}
+	for _, e := range entries {
+		versions = append(versions, e.Name())
+	}
+	return versions, nil
 }
 
 func emptyDir(dir string) error {
@@ -207,14 +218,20 @@ func debianBoot(tree string, boot bootable) error {
 	return nil
 }
 
-// debianDigest is over what the tree was made from: the packages' versions, the files added, and the kernel.
-func debianDigest(tree, kernel string) (string, error) {
+// debianDigest is over what the tree was made from: the packages' versions, the files added, the kernel, and the versions
+// of the modules that are copied from the host's directory.
+func debianDigest(tree, kernel, modules string) (string, error) {
 	packages, err := digestFiles(filepath.Join(tree, "var/lib/dpkg/status"), kernel, gptCode, biosLoader, systemdBoot)
 	if err != nil {
 		return "", err
 	}
 	sum := sha256.New()
 	fmt.Fprintln(sum, packages, debianCmdline, debianLinks)
+	versions, err := moduleVersions(modules)
+	if err != nil {
+		return "", err
+	}
+	fmt.Fprintf(sum, "%q\n", versions)
 	err = fs.WalkDir(debianFiles, ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
