@@ -13,15 +13,19 @@ import (
 	"github.com/croftproject/croft/internal/keeper"
 )
 
-// Names below a machine's RunDir. The guest's process can write to guestDir only.
+// Names below a machine's RunDir. The guest's processes can write to guestDir and memoryDir only.
 const (
 	guestDir  = "u"      // uml_dir: UML makes umid in it, with its pid file and mconsole socket
 	umid      = "m"      //
+	memoryDir = "memory" // where the tmpfs of the guest's memory is mounted
 	askedMark = "asked"  // there once a stop was asked for
 	pauseMark = "paused" // there while the guest is to be halted
 )
 
 func umlDir(m *engine.Machine) string { return filepath.Join(m.RunDir, guestDir) }
+func memoryOf(m *engine.Machine) string {
+	return filepath.Join(m.RunDir, memoryDir)
+}
 func pidFile(m *engine.Machine) string {
 	return filepath.Join(umlDir(m), umid, "pid")
 }
@@ -148,7 +152,7 @@ func (e *Engine) spec(m *engine.Machine) (keeper.Spec, error) {
 	s := keeper.Spec{
 		ID:       m.ID,
 		Args:     append(slices.Clone(e.Confine), string(limits)),
-		Env:      []string{"TMPDIR=" + e.Memory, "PATH=/usr/bin:/bin", "HOME=" + umlDir(m)},
+		Env:      []string{"TMPDIR=" + memoryOf(m), "PATH=/usr/bin:/bin", "HOME=" + umlDir(m)},
 		Dir:      "/",
 		User:     m.IDs.Base,
 		Group:    m.IDs.Base,
@@ -176,7 +180,7 @@ func (e *Engine) spec(m *engine.Machine) (keeper.Spec, error) {
 
 // confinement is what the guest's processes may touch.
 func (e *Engine) confinement(m *engine.Machine, args []string) Confinement {
-	c := e.base(e.kernel(m), args)
+	c := e.base(e.kernel(m), memoryOf(m), args)
 	c.Write = append(c.Write, m.Root.Path)
 	c.WriteBelow = append(c.WriteBelow, umlDir(m))
 	for _, p := range []string{m.Seed, m.Boot.Initrd} {
@@ -201,13 +205,13 @@ func (e *Engine) confinement(m *engine.Machine, args []string) Confinement {
 }
 
 // base is what every UML kernel touches (strace of linux.uml, file system calls).
-func (e *Engine) base(kernel string, args []string) Confinement {
+func (e *Engine) base(kernel, memory string, args []string) Confinement {
 	return Confinement{
 		Program:    kernel,
 		Args:       append([]string{kernel}, args...),
 		Read:       []string{kernel, "/etc/ld.so.cache", "/proc/cpuinfo", "/dev/random", "/dev/urandom"},
 		Write:      []string{"/dev/null"},
 		ReadBelow:  []string{"/lib", "/lib64", "/usr/lib"},
-		WriteBelow: []string{e.Memory},
+		WriteBelow: []string{memory},
 	}
 }

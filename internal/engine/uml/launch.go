@@ -89,7 +89,8 @@ func (e *Engine) start(ctx context.Context, m *engine.Machine, spec keeper.Spec)
 	return status, nil
 }
 
-// handOver gives the guest's user what is its own: its disks and the directory for its sockets.
+// handOver gives the guest's user what is its own: its disks, the directory for its sockets and the file system for its
+// memory.
 func (e *Engine) handOver(m *engine.Machine) error {
 	uid := int(m.IDs.Base)
 	if uid == 0 {
@@ -103,6 +104,9 @@ func (e *Engine) handOver(m *engine.Machine) error {
 	}
 	if err := os.Lchown(umlDir(m), uid, uid); err != nil {
 		return err
+	}
+	if err := mountMemory(memoryOf(m), m.Spec.Memory.Limit, m.IDs.Base); err != nil {
+		return fmt.Errorf("make room for the guest's memory: %w", err)
 	}
 	for _, disk := range []string{m.Root.Path, m.Seed} {
 		if disk == "" {
@@ -272,6 +276,9 @@ func (e *Engine) tidy(ctx context.Context, m *engine.Machine) error {
 	e.mu.Lock()
 	delete(e.guests, m.ID)
 	e.mu.Unlock()
+	if err := unmountMemory(memoryOf(m)); err != nil {
+		return err
+	}
 	for _, name := range []string{guestDir, askedMark, pauseMark} {
 		if err := os.RemoveAll(filepath.Join(m.RunDir, name)); err != nil {
 			return err

@@ -22,7 +22,7 @@ import (
 const (
 	probeLimit = time.Minute
 	probeUser  = 65534 // nobody: the probe's process owns nothing
-	probeMem   = "mem=32M"
+	probeMem   = minMemory
 )
 
 // Probe boots the kernel, confined as a guest is, until it has passed its own checks (that it can trace its processes'
@@ -48,23 +48,28 @@ func (e *Engine) probe(ctx context.Context) (version string, err error) {
 	defer cancel()
 	// What a daemon that was killed in a probe left is removed by the next one.
 	dir := filepath.Join(e.RunDir, "uml-probe")
-	if err := os.RemoveAll(dir); err != nil {
+	memory := dir + "-memory"
+	remove := func() error { return errors.Join(unmountMemory(memory), os.RemoveAll(dir)) }
+	if err := remove(); err != nil {
 		return "", err
 	}
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { err = errors.Join(err, remove()) }()
+	if err := mountMemory(memory, probeMem, probeUser); err != nil {
+		return "", err
+	}
 	if err := errors.Join(os.Chmod(dir, 0o711), os.Lchown(dir, probeUser, probeUser)); err != nil {
 		return "", err
 	}
-	c := e.base(e.Kernel, []string{probeMem, "uml_dir=" + dir, "umid=" + umid, "con=none", "con0=null,fd:1", "ssl=none", "noreboot"})
+	c := e.base(e.Kernel, memory, []string{fmt.Sprintf("mem=%dK", probeMem/api.KiB), "uml_dir=" + dir, "umid=" + umid, "con=none", "con0=null,fd:1", "ssl=none", "noreboot"})
 	c.WriteBelow = append(c.WriteBelow, dir)
 	limits, err := json.Marshal(c)
 	if err != nil {
 		return "", err
 	}
-	if err := e.trial(ctx, dir, string(limits)); err != nil {
+	if err := e.trial(ctx, dir, memory, string(limits)); err != nil {
 		return "", err
 	}
 	out, err := exec.CommandContext(ctx, e.Kernel, "--version").Output()
@@ -75,7 +80,7 @@ func (e *Engine) probe(ctx context.Context) (version string, err error) {
 }
 
 // trial runs the kernel until it has made its pid file below dir, and kills it with its helpers.
-func (e *Engine) trial(ctx context.Context, dir, limits string) error {
+func (e *Engine) trial(ctx context.Context, dir, memory, limits string) error {
 	log, err := os.Create(filepath.Join(e.RunDir, "uml-probe.log"))
 	if err != nil {
 		return err
@@ -83,7 +88,7 @@ func (e *Engine) trial(ctx context.Context, dir, limits string) error {
 	defer os.Remove(log.Name())
 	defer log.Close()
 	cmd := exec.Command(e.Confine[0], append(e.Confine[1:len(e.Confine):len(e.Confine)], limits)...)
-	cmd.Env = []string{"TMPDIR=" + e.Memory, "HOME=" + dir}
+	cmd.Env = []string{"TMPDIR=" + memory, "HOME=" + dir}
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{

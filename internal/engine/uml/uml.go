@@ -2,8 +2,8 @@
 // virtualization hardware and computes at native speed; the guest sees one CPU.
 //
 // A guest is a tree of processes: the kernel, two helpers of it, and one process for each address space of the guest,
-// whose system calls the kernel takes by ptrace(2). Its memory is an unlinked file on a tmpfs, which the server's cgroup
-// is charged for. Its disks are files, its network devices are tap descriptors that the keeper opened, its console is
+// whose system calls the kernel takes by ptrace(2). Its memory is an unlinked file on a tmpfs of its own, of that
+// size, which the server's cgroup is charged for. Its disks are files, its network devices are tap descriptors that the keeper opened, its console is
 // the terminal that the keeper holds, and it is controlled through its management console (package mconsole).
 //
 // # What protects the host
@@ -47,8 +47,6 @@ type Config struct {
 	Groups Groups
 	// Kernel is the UML kernel. Default: /usr/bin/linux.uml, of the Debian package user-mode-linux.
 	Kernel string
-	// Memory is a directory on a tmpfs that is mounted without noexec. Default: /dev/shm.
-	Memory string
 	// RunDir is a directory for what a probe makes; its user passes through it. Default: the directory of temporary files.
 	RunDir string
 	// Confine is the command that calls Confine with the arguments after it. Default: the keeper's own program, as
@@ -73,9 +71,6 @@ var _ engine.Engine = (*Engine)(nil)
 func New(c Config) *Engine {
 	if c.Kernel == "" {
 		c.Kernel = "/usr/bin/linux.uml"
-	}
-	if c.Memory == "" {
-		c.Memory = "/dev/shm"
 	}
 	if c.RunDir == "" {
 		c.RunDir = os.TempDir()
