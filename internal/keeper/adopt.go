@@ -75,6 +75,9 @@ func (k *keeper) adopt(p *process) error {
 	if err := k.recoverConsole(p); err != nil {
 		k.log.Warn("console is lost", "id", p.spec.ID, "reason", err)
 	}
+	if err := k.recoverErrors(p); err != nil {
+		k.log.Warn("standard error is lost", "id", p.spec.ID, "reason", err)
+	}
 	go k.guard("end of "+p.spec.ID, func() {
 		awaitEnd(pidfd)
 		k.ended(p, -1, 0)
@@ -108,6 +111,24 @@ func (k *keeper) recoverConsole(p *process) error {
 	}
 	p.console = newConsole(os.NewFile(uintptr(fd), "terminal"), p.spec.Terminal, log, ready, func(at time.Time) { k.ran(p, at) })
 	go k.guard("console of "+p.spec.ID, p.console.run)
+	return nil
+}
+
+// recoverErrors goes on with the file for standard error.
+func (k *keeper) recoverErrors(p *process) error {
+	if p.spec.Stderr == "" {
+		return nil
+	}
+	r, err := takePipe(p.adopted, unix.Stderr)
+	if err != nil {
+		return err
+	}
+	log, err := openLog(p.spec.Stderr, StderrLimit)
+	if err != nil {
+		r.Close()
+		return err
+	}
+	p.stderr = k.keepErrors(p.spec.ID, r, log)
 	return nil
 }
 

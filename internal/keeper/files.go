@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -42,19 +43,49 @@ func openFile(f File) (*os.File, error) {
 	return tap, err
 }
 
-// openPipe makes a pipe of which a process gets the writing end. That blocks, unlike that of os.Pipe: few programs
-// expect a standard output that does not.
-func openPipe() (r, w *os.File, err error) {
+// openPipe makes a pipe of which a process gets w. That is open for reading too (fifo(7)): the pipe has a reader for as
+// long as the process lives, so that it goes on writing when the keeper is killed, and a next keeper takes the pipe from
+// it (takePipe). w blocks, unlike that of os.Pipe, since few programs expect a standard output that does not; flags
+// change that.
+func openPipe(flags int) (r, w *os.File, err error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
 		return nil, nil, fmt.Errorf("make pipe: %w", err)
 	}
-	if err := unix.SetNonblock(fds[0], true); err != nil {
-		unix.Close(fds[0])
-		unix.Close(fds[1])
-		return nil, nil, err
+	defer unix.Close(fds[1])
+	both, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fds[1]), unix.O_RDWR|unix.O_CLOEXEC|flags, 0)
+	if err == nil {
+		if err = unix.SetNonblock(fds[0], true); err != nil {
+			unix.Close(both)
+		}
 	}
-	return os.NewFile(uintptr(fds[0]), "output"), os.NewFile(uintptr(fds[1]), "output"), nil
+	if err != nil {
+		unix.Close(fds[0])
+		return nil, nil, fmt.Errorf("open pipe: %w", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "output"), os.NewFile(uintptr(both), "output"), nil
+}
+
+// takePipe opens for reading the pipe that a process has as fd (pidfd_getfd(2)).
+func takePipe(pidfd *os.File, fd int) (*os.File, error) {
+	theirs, err := unix.PidfdGetfd(int(rawFD(pidfd)), fd, 0)
+	if err != nil {
+		return nil, fmt.Errorf("take pipe: %w", err)
+	}
+	defer unix.Close(theirs)
+	var st unix.Stat_t
+	if err := unix.Fstat(theirs, &st); err != nil {
+		return nil, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		return nil, errors.New("take pipe: the process has put something else in its place")
+	}
+	// Opened anew: what the process has is open for writing too, and its modes are the process' own.
+	own, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", theirs), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("take pipe: %w", err)
+	}
+	return os.NewFile(uintptr(own), "output"), nil
 }
 
 // openTap attaches to a tap device of the calling thread's network namespace (TUNSETIFF,

@@ -50,7 +50,9 @@ type Spec struct {
 	// leads a session of its own, of which the terminal is not the controlling one: the end of the keeper sends it no
 	// SIGHUP. Without Terminal, input is empty and output goes to the log.
 	Terminal bool `json:"terminal,omitempty"`
-	// Stderr is the path of a file that a non-detaching process's standard error goes to instead of the terminal or log.
+	// Stderr is the path of a file that a non-detaching process's standard error goes to instead of the terminal or log:
+	// the last of it, of which StderrLimit bytes are kept at Stderr and as many at Stderr+".1". What comes faster than it
+	// is taken is lost; the process does not wait.
 	Stderr string `json:"stderr,omitempty"`
 }
 

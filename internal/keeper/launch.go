@@ -54,6 +54,7 @@ type launch struct {
 	socket  *net.UnixListener
 	errors  *os.File // read end of a command's messages
 	console *console
+	stderr  *console // of a process whose standard error goes to a file
 	// consoleFD is the process' descriptor of the console's other end.
 	consoleFD int
 }
@@ -126,7 +127,7 @@ func (l *launch) openStdio() error {
 			return err
 		}
 		l.stdio = append(l.stdio, null)
-		r, w, err := openPipe()
+		r, w, err := openPipe(0)
 		if err != nil {
 			return err
 		}
@@ -138,13 +139,26 @@ func (l *launch) openStdio() error {
 		}
 	}
 	if l.spec.Stderr != "" {
-		f, err := os.OpenFile(l.spec.Stderr, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
+		log, err := openLog(l.spec.Stderr, StderrLimit)
 		if err != nil {
+			return fmt.Errorf("open file for errors: %w", err)
+		}
+		r, w, err := openPipe(unix.O_NONBLOCK)
+		if err != nil {
+			log.Close()
 			return err
 		}
-		l.stdio[2] = f
+		l.stdio[2] = w
+		l.stderr = l.keeper.keepErrors(l.spec.ID, r, log)
 	}
 	return nil
+}
+
+// keepErrors takes standard error to its log.
+func (k *keeper) keepErrors(id string, r *os.File, log *rollingLog) *console {
+	c := newConsole(r, false, log, "", nil)
+	go k.guard("errors of "+id, c.run)
+	return c
 }
 
 // fork starts the program. The parent's death signal is not set: guests survive the keeper.
@@ -282,7 +296,7 @@ func (l *launch) register(pid int, start uint64, began time.Time) error {
 	}
 	k.mu.Lock()
 	rec.Status = Status{ID: l.spec.ID, PID: pid, Started: began, Ready: p.record.Status.Ready}
-	p.record, p.console = rec, l.console
+	p.record, p.console, p.stderr = rec, l.console, l.stderr
 	err := k.records.running(rec)
 	k.mu.Unlock()
 	if err == nil && !k.reaper.watch(pid, start, func(w unix.WaitStatus) {
@@ -300,7 +314,7 @@ func (l *launch) register(pid int, start uint64, began time.Time) error {
 		k.mu.Unlock()
 		return errors.Join(err, k.records.forget(l.spec.ID))
 	}
-	l.console = nil
+	l.console, l.stderr = nil, nil
 	return nil
 }
 
@@ -320,6 +334,9 @@ func (l *launch) release(failed bool) {
 	}
 	if failed && l.console != nil {
 		l.console.finish()
+	}
+	if failed && l.stderr != nil {
+		l.stderr.finish()
 	}
 }
 

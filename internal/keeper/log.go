@@ -9,6 +9,9 @@ import (
 // defaultLogLimit bounds a log whose limit was not said, in bytes.
 const defaultLogLimit = 4 << 20
 
+// StderrLimit is the greatest size of a file for standard error, in bytes.
+const StderrLimit = 64 << 10
+
 // rollingLog is a file of bounded size: what would not fit moves to path+".1", and that of before is dropped.
 // It is not safe for concurrent use.
 type rollingLog struct {

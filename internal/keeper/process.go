@@ -22,6 +22,7 @@ type process struct {
 	// Owned by keeper.mu from here on.
 	record  record
 	console *console // nil: none
+	stderr  *console // what takes standard error apart; nil: nothing
 	adopted *os.File // pidfd of a process that is no child of this keeper
 }
 
@@ -174,8 +175,10 @@ func (k *keeper) ran(p *process, at time.Time) {
 // ended is called when a process has ended. Its console is complete and its end recorded before anyone learns of it.
 func (k *keeper) ended(p *process, code, signal int) {
 	at := time.Now()
-	if p.console != nil {
-		p.console.finish()
+	for _, c := range []*console{p.console, p.stderr} {
+		if c != nil {
+			c.finish()
+		}
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -67,6 +67,24 @@ func keeperPID(t *testing.T, child int) (pid int) {
 	return pid
 }
 
+// killKeeper kills the keeper of a process and waits until it is gone.
+func killKeeper(t *testing.T, child int) {
+	t.Helper()
+	pid := keeperPID(t, child)
+	if pid == os.Getpid() {
+		t.Fatal("the keeper is not the parent")
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+}
+
 func TestKeeperKilled(t *testing.T) {
 	c, dir := open(t)
 	tty := shell("tty", "echo first; read x; echo second $x; read y; exit 5")
@@ -83,19 +101,7 @@ func TestKeeperKilled(t *testing.T) {
 	expect(t, attach(t, c, "tty", nil), "first")
 	done, ready := c.Done("tty"), c.Ready("tty")
 
-	pid := keeperPID(t, running.PID)
-	if pid == os.Getpid() {
-		t.Fatal("the keeper is not the parent")
-	}
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+	killKeeper(t, running.PID)
 
 	// The client finds, or starts, another by itself.
 	if s, err := c.Get(t.Context(), "ended"); err != nil || s.Code != 6 {
@@ -267,6 +273,45 @@ func TestLogIsBounded(t *testing.T) {
 	// An ended process' last output can still be seen.
 	if rest, err := io.ReadAll(attach(t, c, "log", nil)); err != nil || !strings.HasSuffix(string(rest), "line 5000\n") {
 		t.Errorf("attached after the end: %d bytes, %v", len(rest), err)
+	}
+}
+
+// Standard error that goes to a file leaves the last of it, never much, and goes on under the next keeper.
+func TestStderrIsBounded(t *testing.T) {
+	c, dir := open(t)
+	gate := []string{filepath.Join(dir, "gate0"), filepath.Join(dir, "gate1")}
+	for _, fifo := range gate {
+		if err := unix.Mkfifo(fifo, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	log := filepath.Join(dir, "stderr")
+	s := shell("stderr", "until [ -s "+log+".1 ]; do head -c 300000 /dev/zero >&2; done; until grep -q mark "+log+"; do echo mark >&2; done; echo flooded; "+
+		"read x < "+gate[0]+"; echo alone >&2; echo said; read x < "+gate[1]+"; echo last >&2")
+	s.Terminal, s.Stderr = true, log
+	running := start(t, c, s)
+	expect(t, attach(t, c, "stderr", nil), "flooded")
+	for _, path := range []string{log, log + ".1"} {
+		if info, err := os.Stat(path); err != nil || info.Size() > keeper.StderrLimit {
+			t.Errorf("%s: %v, %v", path, info, err)
+		}
+	}
+
+	killKeeper(t, running.PID)
+	open := func(fifo string) {
+		if err := os.WriteFile(fifo, []byte("\n"), 0); err != nil {
+			t.Error(err)
+		}
+	}
+	open(gate[0])
+	if _, err := c.Get(t.Context(), "stderr"); err != nil { // there is another keeper
+		t.Fatal(err)
+	}
+	expect(t, attach(t, c, "stderr", nil), "said")
+	open(gate[1])
+	wait(t, c, "stderr")
+	if text, err := os.ReadFile(log); !strings.HasSuffix(string(text), "alone\nlast\n") {
+		t.Errorf("it ends with %q, %v", text[max(0, len(text)-20):], err)
 	}
 }
 

@@ -8,7 +8,7 @@
 // QEMU runs through the keeper, as a user of the machine's own, in an empty network namespace, with its seccomp sandbox
 // on. The machine's serial port is QEMU's standard input and output: the keeper's terminal. RunDir holds
 //
-//	stderr     what QEMU complained of, in a file that the keeper opens for it
+//	stderr     the last of what QEMU complained of, which the keeper writes for it; stderr.1 what came before
 //	asked      made by us: that the guest's end was asked for, so that a later daemon knows
 //	q/control  QMP; whoever has something to say connects, says it and leaves, so that nobody holds up another
 //	q/events   QMP; the daemon listens here for as long as it lives

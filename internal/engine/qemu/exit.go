@@ -67,6 +67,15 @@ func (e ending) exit() api.Exit {
 	return x
 }
 
+// complaints are the last of what QEMU complained of. The keeper moves what is older to a file beside it.
+func (p paths) complaints() string {
+	text := tail(p.stderr, stderrLimit)
+	if missing := stderrLimit - len(text); missing > 0 {
+		text = tail(p.stderr+".1", int64(missing)) + text
+	}
+	return strings.TrimSpace(text)
+}
+
 // tail is the end of a file, as text; empty where there is none.
 func tail(path string, limit int64) string {
 	file, err := os.Open(path)
@@ -80,7 +89,7 @@ func tail(path string, limit int64) string {
 	}
 	text := make([]byte, min(info.Size(), limit))
 	n, _ := file.ReadAt(text, info.Size()-int64(len(text)))
-	return strings.TrimSpace(string(text[:n]))
+	return string(text[:n])
 }
 
 // stderrLimit is how much of QEMU's complaints is looked at, in bytes.

@@ -1,6 +1,9 @@
 package qemu
 
 import (
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,6 +37,31 @@ func TestExitTellsHowTheGuestEnded(t *testing.T) {
 		want := api.Exit{Code: test.code, Reason: test.reason, Time: test.ending.status.Ended}
 		if got != want {
 			t.Errorf("%s: %+v, want %+v", name, got, want)
+		}
+	}
+}
+
+// The end of what QEMU complained of is found wherever the keeper's log was just turned over.
+func TestComplaints(t *testing.T) {
+	long := strings.Repeat("x", 2*stderrLimit)
+	for name, test := range map[string]struct{ older, newer, want string }{
+		"nothing":           {"", "", ""},
+		"one file":          {"", "first\nlast\n", "first\nlast"},
+		"just turned over":  {"first\n", "last\n", "first\nlast"},
+		"more than is read": {"first\n", long + "last\n", long[:stderrLimit-5] + "last"},
+		"most of it older":  {long + "\n", "last\n", long[:stderrLimit-6] + "\nlast"},
+	} {
+		p := paths{stderr: filepath.Join(t.TempDir(), "stderr")}
+		for path, text := range map[string]string{p.stderr + ".1": test.older, p.stderr: test.newer} {
+			if text == "" {
+				continue
+			}
+			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := p.complaints(); got != test.want {
+			t.Errorf("%s: %d bytes that end with %q", name, len(got), got[max(0, len(got)-20):])
 		}
 	}
 }

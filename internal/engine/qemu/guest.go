@@ -101,7 +101,7 @@ func (l *life) follow(ended <-chan struct{}) {
 	events := qmp.NewEvents(64)
 	go l.listen(ctx, events)
 	<-ended
-	last := ending{asked: exists(l.paths.asked), stderr: tail(l.paths.stderr, stderrLimit)}
+	last := ending{asked: exists(l.paths.asked), stderr: l.paths.complaints()}
 	status, err := l.engine.keeper.Get(ctx, l.id)
 	last.status, last.known = status, err == nil && status.PID == l.data.PID
 	last.shutdown = lastShutdown(events)

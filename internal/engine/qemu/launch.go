@@ -238,7 +238,7 @@ func (e *Engine) startFailure(ctx context.Context, id string, p paths) error {
 	if err != nil {
 		return fmt.Errorf("QEMU did not start: %w", err)
 	}
-	text := tail(p.stderr, stderrLimit)
+	text := p.complaints()
 	if text == "" {
 		text = "it said nothing"
 	}
@@ -338,7 +338,7 @@ func (e *Engine) Clean(ctx context.Context, m *engine.Machine) error {
 // removeRun removes what a run leaves in RunDir.
 func (p paths) removeRun() error {
 	err := os.RemoveAll(p.sockets)
-	for _, path := range []string{p.stderr, p.asked} {
+	for _, path := range []string{p.stderr, p.stderr + ".1", p.asked} {
 		err = errors.Join(err, removeFile(path))
 	}
 	return err
