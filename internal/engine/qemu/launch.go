@@ -21,6 +21,9 @@ import (
 // undoLimit bounds what is done to undo, once the caller's context is over.
 const undoLimit = 10 * time.Second
 
+// startLimit bounds the time from QEMU's start to its greeting, of some 100 ms. Tests shorten it.
+var startLimit = time.Minute
+
 // Launch starts QEMU, and returns when it answers: by then the guest runs.
 func (e *Engine) Launch(ctx context.Context, m *engine.Machine) (engine.Guest, error) {
 	g, err := e.launch(ctx, m)
@@ -205,11 +208,16 @@ func copyFile(from, to string) (err error) {
 
 // answers waits until QEMU greets, or has ended; then its complaint is the error.
 func (e *Engine) answers(ctx context.Context, m *engine.Machine, p paths, appears *watcher) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("QEMU does not answer within %v", startLimit))
+	defer cancel()
 	ended, made := e.keeper.Done(m.ID), appears.made
 	for {
 		client, err := dialQMP(ctx, p.control, m.IDs.Base, nil)
 		if err == nil {
 			return client.Close()
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 		absent := errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)
 		if !absent && !errors.Is(err, qmp.ErrLost) {
@@ -227,7 +235,7 @@ func (e *Engine) answers(ctx context.Context, m *engine.Machine, p paths, appear
 			made = nil
 		case <-retry:
 		case <-ctx.Done():
-			return ctx.Err()
+			return context.Cause(ctx)
 		}
 	}
 }
