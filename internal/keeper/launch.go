@@ -205,6 +205,10 @@ func (l *launch) converse(in *os.File, tty bool) {
 	go k.guard("console of "+l.spec.ID, l.console.run)
 }
 
+// detachLimit is the most that a command may take to detach, whatever the client allows: whoever asks for its guest waits
+// for it.
+const detachLimit = 5 * time.Minute
+
 // detach waits for a command that detaches from the guest and returns the guest's pid.
 func (l *launch) detach(pid int, start uint64, timeout time.Duration) (int, error) {
 	ended := make(chan unix.WaitStatus, 1)
@@ -213,16 +217,15 @@ func (l *launch) detach(pid int, start uint64, timeout time.Duration) (int, erro
 	}
 	message := l.collect()
 	terminal := l.receive()
-	var expired <-chan time.Time
-	if timeout > 0 {
-		timer := time.NewTimer(timeout)
-		defer timer.Stop()
-		expired = timer.C
+	if timeout <= 0 || timeout > detachLimit {
+		timeout = detachLimit
 	}
+	expired := time.NewTimer(timeout)
+	defer expired.Stop()
 	var w unix.WaitStatus
 	select {
 	case w = <-ended:
-	case <-expired:
+	case <-expired.C:
 		unix.Kill(-pid, unix.SIGKILL) // its session: whatever it forked and still waits for
 		<-ended
 		return 0, fmt.Errorf("%s: %w: %s", l.spec.Args[0], context.DeadlineExceeded, message())

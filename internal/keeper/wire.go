@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -73,7 +74,9 @@ type failure struct {
 	Message string `json:"message"`
 }
 
-var codes = map[string]error{"unknown": ErrUnknown, "ended": ErrEnded, "running": ErrRunning, "noConsole": ErrNoConsole}
+var codes = map[string]error{
+	"unknown": ErrUnknown, "ended": ErrEnded, "running": ErrRunning, "noConsole": ErrNoConsole, "deadline": context.DeadlineExceeded,
+}
 
 func encodeError(err error) *failure {
 	if err == nil {

@@ -29,10 +29,12 @@ func (e *Engine) Clean(ctx context.Context, m *engine.Machine) error {
 // clear removes what a launch makes, in the reverse order, from whatever point it came to. Every step is idempotent and
 // finds out for itself whether there is something to do.
 func (e *Engine) clear(ctx context.Context, m *engine.Machine) error {
+	group := guestGroup(m)
+	// The keeper says nothing of a guest while the runtime starts it. What that waits for, in the guest, is ended.
+	e.groups.kill(group)
 	if err := e.end(ctx, m); err != nil {
 		return err
 	}
-	group := guestGroup(m)
 	if err := e.empty(ctx, group); err != nil {
 		return err
 	}

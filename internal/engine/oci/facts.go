@@ -38,7 +38,10 @@ func (b bundle) remove() error {
 			return err
 		}
 	}
-	return os.Remove(string(b))
+	if err := os.Remove(string(b)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // gather reads the facts of a machine and makes its mounts. The caller removes the bundle where it fails, and calls
@@ -51,6 +54,9 @@ func gather(m *engine.Machine, groups hierarchies) (host Facts, release func(), 
 		return host, release, err
 	}
 	defer root.close()
+	if err := root.checkAccounts(); err != nil {
+		return host, release, err
+	}
 	if m.App == nil {
 		host.Init, host.PowerOff, err = root.findInit()
 	} else {

@@ -20,6 +20,10 @@ import (
 // undoTime is how long cleaning up may take after what it undoes was cancelled.
 const undoTime = 30 * time.Second
 
+// startLimit bounds the runtime's work, of some 50 ms. It goes through the guest's files, which the guest can make hang
+// (a FIFO that nobody writes to, in a directory that is granted). Tests shorten it.
+var startLimit = time.Minute
+
 // Launch gathers the facts, writes the bundle and has the keeper run the runtime, once. See engine.Engine.
 func (e *Engine) Launch(ctx context.Context, m *engine.Machine) (engine.Guest, error) {
 	if err := ctx.Err(); err != nil {
@@ -79,8 +83,12 @@ func (e *Engine) launch(ctx context.Context, m *engine.Machine) (*Guest, error) 
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	status, err := e.keeper.Start(ctx, e.command(m, binary))
-	if err != nil {
+	starting, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	status, err := e.keeper.Start(starting, e.command(m, binary))
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		return nil, fmt.Errorf("start guest: the runtime has not started it within %v", startLimit)
+	} else if err != nil {
 		return nil, explain(m, b, err)
 	}
 	if err := ctx.Err(); err != nil {

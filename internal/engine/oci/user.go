@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/croftproject/croft/internal/engine"
 )
 
 // accounts are a guest's users and groups (passwd(5), group(5)).
@@ -21,6 +23,26 @@ func (t *tree) accounts() accounts {
 	passwd, _ := t.read("/etc/passwd", accountsLimit)
 	group, _ := t.read("/etc/group", accountsLimit)
 	return accounts{passwd, group}
+}
+
+// checkAccounts refuses a guest whose files of users and groups are no files: the runtime opens them within the guest, and
+// would wait for whoever writes to a FIFO.
+func (t *tree) checkAccounts() error {
+	for _, name := range []string{"/etc/passwd", "/etc/group"} {
+		place, err := t.find(name)
+		if err != nil {
+			continue // nor will the runtime find it
+		}
+		info, err := place.Stat()
+		place.Close()
+		if err != nil {
+			return err
+		}
+		if !info.Mode().IsRegular() {
+			return fmt.Errorf("%w: %s in the guest is no regular file; put it right in the server's root", engine.ErrUnsupported, name)
+		}
+	}
+	return nil
 }
 
 // account is whom a process runs as.
