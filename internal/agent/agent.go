@@ -185,6 +185,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 		var loops sync.WaitGroup
 		loops.Go(func() { a.nets.loop.Run(ctx) })
+		loops.Go(func() { a.nets.reports.Run(ctx) })
 		a.loop.Run(ctx)
 		loops.Wait()
 	})

@@ -38,6 +38,9 @@ type host struct {
 	fault   func(id, step string) error
 	grow    error // of the pool
 	grown   int   // calls for it
+	noNet   error // of each Set of a network
+	sets    int   // calls for it
+	uplink  string
 }
 
 func newHost(t *testing.T) *host {
@@ -289,8 +292,16 @@ type memNet struct{ h *host }
 func (n memNet) Set(_ context.Context, c hostnet.Network) error {
 	n.h.mu.Lock()
 	defer n.h.mu.Unlock()
-	n.h.ports[c.ID] = c
-	return nil
+	n.h.sets++
+	if n.h.noNet == nil {
+		n.h.ports[c.ID] = c
+	}
+	return n.h.noNet
+}
+func (n memNet) Uplink() (string, error) {
+	n.h.mu.Lock()
+	defer n.h.mu.Unlock()
+	return n.h.uplink, nil
 }
 func (n memNet) Remove(_ context.Context, id string) error {
 	n.h.mu.Lock()

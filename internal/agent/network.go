@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/engine"
 	"github.com/croftproject/croft/internal/hostnet"
 	"github.com/croftproject/croft/internal/reconcile"
@@ -28,6 +29,7 @@ type networks struct {
 	seen     chan struct{} // closed once the first list of records was taken in
 	seenOnce func()
 	loop     *reconcile.Loop // of the networks that are on the host, by id
+	reports  *reconcile.Loop // of their statuses
 }
 
 type network struct {
@@ -39,7 +41,10 @@ type network struct {
 	wanted  int           // version of what is wanted
 	applied int           // version that Set was last called with, successfully
 	setting chan struct{} // closed when the Set under way ends; nil: none is
-	err     error
+
+	revision int64         // of its record
+	ready    api.Condition // where it stands; zero: it is not on the host
+	told     api.Condition // as reported last
 }
 
 func newNetworks(a *Agent) *networks {
@@ -47,6 +52,9 @@ func newNetworks(a *Agent) *networks {
 	n.seenOnce = sync.OnceFunc(func() { close(n.seen) })
 	n.loop = reconcile.New(n.reconcile, 8, func(id string, err error) {
 		a.Logger.Error("network needs another try", "network", id, "error", err)
+	})
+	n.reports = reconcile.New(n.report, 4, func(id string, err error) {
+		a.Logger.Error("report a network to the store", "network", id, "error", err)
 	})
 	return n
 }
@@ -73,7 +81,7 @@ func (n *networks) record(e store.Event) {
 	}
 	n.mu.Lock()
 	net := n.of(id)
-	net.spec = rec
+	net.spec, net.revision = rec, e.Revision
 	net.wanted++
 	n.mu.Unlock()
 	n.loop.Wake(id)
@@ -262,6 +270,9 @@ func (n *networks) set(ctx context.Context, id string) error {
 	net.setting = nil
 	n.mu.Unlock()
 	close(done)
+	if ctx.Err() == nil {
+		n.stands(id, n.condition(config, err))
+	}
 	return err
 }
 
@@ -369,6 +380,9 @@ func (n *networks) leave(ctx context.Context, id string) error {
 	}
 	n.mu.Unlock()
 	close(done)
+	if err == nil {
+		n.stands(id, api.Condition{})
+	}
 	return err
 }
 

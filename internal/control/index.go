@@ -34,6 +34,7 @@ type index struct {
 	servers        map[string]rec[state.Server]
 	statuses       map[string]rec[state.Status]
 	networks       map[string]rec[state.Network]
+	netStatuses    map[string]rec[state.NetStatus]
 	images         map[string]rec[state.Image]
 	tenants        map[string]rec[state.Tenant]
 	hosts          map[string]rec[state.Host]
@@ -57,6 +58,7 @@ func newIndex(log *slog.Logger) *index {
 	ix.takers = []taker{
 		take(state.Servers, kindServer, &ix.servers), take(state.ServerStatus, kindServer, &ix.statuses),
 		take(state.Networks, kindNetwork, &ix.networks), take(state.NetworkLedger, kindNetwork, &ix.networkLedgers),
+		take(state.NetworkStatus, kindNetwork, &ix.netStatuses),
 		take(state.Images, kindImage, &ix.images), take(state.ImageLedger, kindImage, &ix.imageLedgers),
 		take(state.Tenants, kindTenant, &ix.tenants), take(state.TenantLedger, kindTenant, &ix.tenantLedgers),
 		take(state.Hosts, kindHost, &ix.hosts), take(state.HostStatus, kindHost, &ix.hostStatuses), take(state.HostLedger, kindHost, &ix.hostLedgers),
@@ -215,6 +217,7 @@ func (ix *index) join(k kind, id string) *entry {
 		if r, ok := ix.networks[id]; ok {
 			n := api.Network{Meta: r.v.Meta, Spec: r.v.Spec, Status: api.NetworkStatus{Phase: "active"}}
 			n.Revision, n.Status.Ports = r.rev, or(ix.networkLedgers[id]).Ports
+			n.Status.Conditions = or(ix.netStatuses[id]).Conditions
 			return &entry{meta: &n.Meta, obj: &n}
 		}
 	case kindImage:

@@ -254,6 +254,7 @@ func (c networks) Delete(ctx context.Context, who httpapi.Caller, tenant, name s
 		d.Frees = true
 		d.remove(state.Networks + id)
 		d.remove(state.NetworkLedger + id)
+		d.Deletes = append(d.Deletes, state.NetworkStatus+id)
 		d.unname(kindNetwork, tenant, last.Name)
 		c.event(d, who, kindNetwork, &last.Meta, "Deleted", "")
 		return nil

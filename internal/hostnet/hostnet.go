@@ -26,6 +26,12 @@ type Host interface {
 	Close() error
 }
 
+// Uplinker is a Host that can tell whether it has a way out.
+type Uplinker interface {
+	// Uplink names the device that traffic leaves through now; empty: there is none.
+	Uplink() (string, error)
+}
+
 // Network is a network on this host: a bridge and a router in a network namespace of its own, so that the prefixes of
 // two networks may overlap.
 type Network struct {

@@ -23,6 +23,12 @@ type Network struct {
 	Derived []string `json:"derived,omitempty"`
 }
 
+// NetStatus is a host's record of a network that is on it.
+type NetStatus struct {
+	HostID     string          `json:"hostID"`
+	Conditions []api.Condition `json:"conditions"`
+}
+
 // Image is the control plane's record of an image. Status.Users is not stored.
 type Image struct {
 	Meta   api.Meta        `json:"meta"`

@@ -1,11 +1,12 @@
 // Package state names the records that Croft keeps in its store, and their keys. It is pure.
 //
 // Spec and status are separate records with one writer each: the control plane writes Server, Network, Image, Host and
-// Tenant; the agent of the owning host writes ServerStatus and HostStatus. They are joined when read (Join…).
+// Tenant; the agent of the owning host writes ServerStatus, NetworkStatus and HostStatus. They are joined when read (Join…).
 //
 //	name/<kind>/<tenant>/<name>   id of the resource: what makes names unique
 //	server/<id>                   Server
 //	server-status/<id>            api.ServerStatus
+//	network-status/<id>           NetworkStatus; none while the network is on no host
 //	network/<id>, image/<id>, tenant/<id>, host/<id>, job/<id>
 //	host-status/<id>              api.HostStatus, without Allocatable and Allocated
 //	ledger/host/<id>              what is promised of a host
@@ -29,6 +30,7 @@ const (
 	Servers       = "server/"
 	ServerStatus  = "server-status/"
 	Networks      = "network/"
+	NetworkStatus = "network-status/"
 	Images        = "image/"
 	Tenants       = "tenant/"
 	Hosts         = "host/"

@@ -171,6 +171,14 @@ func (h *Host) SetUplink(dev string) (changed bool, err error) {
 	return changed, nil
 }
 
+// Uplink implements hostnet.Uplinker.
+func (h *Host) Uplink() (string, error) {
+	h.uplink.Lock()
+	defer h.uplink.Unlock()
+	up, err := h.uplinkOf()
+	return up.name, err
+}
+
 // uplinkOf finds the device that traffic leaves the host through; none is no error. The caller holds the lock of the uplink.
 func (h *Host) uplinkOf() (uplink, error) {
 	if h.via != "" {
