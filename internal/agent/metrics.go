@@ -11,6 +11,7 @@ type metrics struct {
 	a        *Agent
 	steps    *prometheus.HistogramVec
 	failures prometheus.Counter
+	networks prometheus.Counter
 }
 
 func newMetrics(a *Agent) *metrics {
@@ -22,6 +23,9 @@ func newMetrics(a *Agent) *metrics {
 		}, []string{"step", "outcome"}),
 		failures: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "croft_start_failures_total", Help: "Starts of servers that failed.",
+		}),
+		networks: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "croft_network_set_failures_total", Help: "Times that a network could not be made as it is wanted.",
 		}),
 	}
 }
@@ -42,12 +46,14 @@ var phasesDesc = prometheus.NewDesc("croft_servers", "Servers on this host, by p
 func (a *Agent) Describe(ch chan<- *prometheus.Desc) {
 	a.metrics.steps.Describe(ch)
 	a.metrics.failures.Describe(ch)
+	a.metrics.networks.Describe(ch)
 	ch <- phasesDesc
 }
 
 func (a *Agent) Collect(ch chan<- prometheus.Metric) {
 	a.metrics.steps.Collect(ch)
 	a.metrics.failures.Collect(ch)
+	a.metrics.networks.Collect(ch)
 	counts := map[string]int{}
 	a.status.mu.Lock()
 	for _, st := range a.status.last {

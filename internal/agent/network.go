@@ -271,6 +271,9 @@ func (n *networks) set(ctx context.Context, id string) error {
 	n.mu.Unlock()
 	close(done)
 	if ctx.Err() == nil {
+		if err != nil {
+			n.a.metrics.networks.Inc()
+		}
 		n.stands(id, n.condition(config, err))
 	}
 	return err

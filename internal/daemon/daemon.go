@@ -51,6 +51,7 @@ type Daemon struct {
 	socket  net.Listener
 	manager string // socket of the service manager; empty: none
 
+	measured measured // store
 	followed followed // by one goroutine at a time: the one that opens, then that of reportHost
 }
 
@@ -181,12 +182,13 @@ func (d *Daemon) openControl(ctx context.Context) (err error) {
 	for i, e := range d.engines {
 		rules[i] = e
 	}
+	d.measured = measure(d.store)
 	taken, err := d.net.Taken()
 	if err != nil {
 		return err
 	}
 	d.control, err = control.New(ctx, control.Options{
-		Store: d.store, Images: d.images, Engines: rules, Logger: d.o.Logger, Avoid: avoid(taken),
+		Store: d.measured, Images: d.images, Engines: rules, Logger: d.o.Logger, Avoid: avoid(taken),
 	})
 	if err != nil {
 		return err
@@ -196,11 +198,11 @@ func (d *Daemon) openControl(ctx context.Context) (err error) {
 	}
 	d.agent = agent.New(agent.Options{
 		HostID: d.hostID, HostName: d.o.Host, StateDir: d.o.StateDir, RunDir: d.o.RunDir, BootID: d.facts.BootID,
-		CPUs: d.facts.CPUs, Capacity: d.capacity, Store: d.store, Control: d.control, Keeper: d.keeper, Engines: d.engines,
+		CPUs: d.facts.CPUs, Capacity: d.capacity, Store: d.measured, Control: d.control, Keeper: d.keeper, Engines: d.engines,
 		Pool: d.pool, Images: d.images, Net: d.net, Cgroups: d.groups, Logger: d.o.Logger, Now: time.Now, Fault: d.o.Fault,
 	})
 	d.metrics = prometheus.NewRegistry()
-	d.metrics.MustRegister(d.agent, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	d.metrics.MustRegister(d.agent, d.room(), d.measured.took, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return nil
 }
 

@@ -53,9 +53,14 @@ func (d *Daemon) register(ctx context.Context) error {
 	return nil
 }
 
+// self is this host as the control plane knows it.
+func (d *Daemon) self() (*api.Host, error) {
+	return d.control.Hosts().Get(context.Background(), httpapi.Caller{Name: "host", Operator: true}, "", d.o.Host)
+}
+
 // spec of this host, as the operator set it.
 func (d *Daemon) spec() api.HostSpec {
-	h, err := d.control.Hosts().Get(context.Background(), httpapi.Caller{Name: "host", Operator: true}, "", d.o.Host)
+	h, err := d.self()
 	if err != nil {
 		return api.HostSpec{}
 	}
@@ -113,6 +118,23 @@ func (d *Daemon) uplink(spec api.HostSpec) (done bool) {
 	}
 	d.followed.fault = fault
 	return err == nil
+}
+
+// room tells what this host has.
+func (d *Daemon) room() room {
+	return room{
+		host: func() (api.HostStatus, error) {
+			h, err := d.self()
+			if err != nil {
+				return api.HostStatus{}, err
+			}
+			return h.Status, nil
+		},
+		pool: func() (api.Bytes, error) {
+			info, err := d.pool.Info(context.Background())
+			return info.Free, err
+		},
+	}
 }
 
 // share is what all guests together may have: the machine without the host's reserve. The memory is kept for them under
