@@ -103,17 +103,18 @@ type Agent struct {
 	rates   rates
 	halting atomic.Bool // the host goes down
 
-	mu       sync.Mutex
-	ctx      context.Context // of Run
-	desired  map[string]*state.Server
-	revision map[string]int64
-	foreign  map[string]bool // servers of other hosts: what this one has of them is left alone
-	machines map[string]*machine
-	accel    map[string]string // accelerator, by engine
-	bases    map[uint32]string // id ranges in use
-	left     map[string]bool   // servers of which an earlier daemon left something
-	seen     chan struct{}     // closed once the first list of records was taken in
-	watchers sync.WaitGroup
+	mu        sync.Mutex
+	ctx       context.Context // of Run
+	desired   map[string]*state.Server
+	revision  map[string]int64
+	foreign   map[string]bool // servers of other hosts: what this one has of them is left alone
+	machines  map[string]*machine
+	accel     map[string]string // accelerator, by engine
+	bases     map[uint32]string // id ranges in use
+	left      map[string]bool   // servers of which an earlier daemon left something
+	undecided map[string]bool   // servers that a reboot of the host is to be taken note of for
+	seen      chan struct{}     // closed once the first list of records was taken in
+	watchers  sync.WaitGroup
 }
 
 // machine is a server on this host. Its fields belong to the run of its key, but for guest and local, which others read
@@ -138,7 +139,7 @@ type machine struct {
 func New(o Options) *Agent {
 	a := &Agent{
 		Options: o, engines: map[string]engine.Engine{}, desired: map[string]*state.Server{}, revision: map[string]int64{}, foreign: map[string]bool{},
-		machines: map[string]*machine{}, rates: rates{by: map[string]sample{}}, bases: map[uint32]string{}, seen: make(chan struct{}),
+		machines: map[string]*machine{}, rates: rates{by: map[string]sample{}}, bases: map[uint32]string{}, undecided: map[string]bool{}, seen: make(chan struct{}),
 	}
 	for _, e := range o.Engines {
 		a.engines[e.Traits().Name] = e

@@ -38,6 +38,7 @@ type host struct {
 	fault   func(id, step string) error
 	grow    error // of the pool
 	grown   int   // calls for it
+	unheard int   // calls of Started that fail; those after don't
 	noNet   error // of each Set of a network
 	sets    int   // calls for it
 	uplink  string
@@ -211,6 +212,13 @@ func (h *host) Gone(ctx context.Context, id string) error {
 }
 
 func (h *host) Started(ctx context.Context, id string) error {
+	h.mu.Lock()
+	h.unheard--
+	fails := h.unheard >= 0
+	h.mu.Unlock()
+	if fails {
+		return store.ErrUnavailable
+	}
 	rec, rev, err := store.Get[state.Server](ctx, h.store, state.Servers+id)
 	if err != nil {
 		return err

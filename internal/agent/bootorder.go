@@ -116,27 +116,65 @@ func (b *bootOrder) next() {
 const bootFile = "boot-id"
 
 // afterReboot decides about the servers that have no guest, when the host was rebooted since a daemon ran here: what
-// their autostart says to that. It is done before any server is looked at.
+// their autostart says to that. It is done before any server is looked at; where it fails, before that server is.
 func (a *Agent) afterReboot(ctx context.Context) {
-	path := filepath.Join(a.StateDir, bootFile)
-	last, err := os.ReadFile(path)
+	last, err := os.ReadFile(filepath.Join(a.StateDir, bootFile))
 	if err == nil && string(last) != a.BootID {
 		a.mu.Lock()
 		records := maps.Clone(a.desired)
+		for id := range records {
+			a.undecided[id] = true
+		}
 		a.mu.Unlock()
 		for _, id := range slices.Sorted(maps.Keys(records)) {
 			m, err := a.machineOf(id)
-			if err == nil && m.state() == guestNone && m.unknown == nil {
-				err = a.autostart(ctx, m, records[id])
+			if err == nil {
+				err = a.decideAutostart(ctx, m, records[id])
 			}
 			if err != nil {
-				a.Logger.Error("take note of a host reboot", "server", id, "error", err)
+				a.Logger.Error("take note of a host reboot; it is tried again", "server", id, "error", err)
 			}
 		}
 	}
-	if err := os.WriteFile(path, []byte(a.BootID), 0o600); err != nil {
+	a.keepBoot()
+}
+
+// keepBoot remembers that the reboot of the host was taken note of, once it was for every server.
+func (a *Agent) keepBoot() {
+	a.mu.Lock()
+	left := len(a.undecided)
+	a.mu.Unlock()
+	if left > 0 {
+		return
+	}
+	if err := os.WriteFile(filepath.Join(a.StateDir, bootFile), []byte(a.BootID), 0o600); err != nil {
 		a.Logger.Error("keep which boot of the host this is", "error", err)
 	}
+}
+
+// decideAutostart carries out what the autostart of a server says to the reboot of the host, unless that is done. Until it
+// is, nothing else is done to the server.
+func (a *Agent) decideAutostart(ctx context.Context, m *machine, rec *state.Server) error {
+	a.mu.Lock()
+	undecided := a.undecided[m.id]
+	a.mu.Unlock()
+	if !undecided {
+		return nil
+	}
+	recorded := rec != nil && rec.Intent.Delete.IsZero()
+	if recorded && m.state() == guestNone && m.unknown == nil && m.remembered().Rebooted != a.BootID {
+		if err := a.autostart(ctx, m, rec); err != nil {
+			return err
+		}
+		if err := m.update(func(l *local) { l.Rebooted = a.BootID }); err != nil {
+			return err
+		}
+	}
+	a.mu.Lock()
+	delete(a.undecided, m.id)
+	a.mu.Unlock()
+	a.keepBoot()
+	return nil
 }
 
 // autostart carries out what a server's autostart says to a reboot of the host.

@@ -24,7 +24,7 @@ func (a *Agent) launch(ctx context.Context, m *machine, rec *state.Server) error
 		return err
 	}
 	if err := m.update(func(l *local) {
-		l.BootID, l.Handle, l.Started = a.BootID, nil, a.Now()
+		l.BootID, l.Handle, l.Started, l.Rebooted = a.BootID, nil, a.Now(), a.BootID
 	}); err != nil {
 		return err
 	}

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -10,6 +12,7 @@ import (
 	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/engine/fake"
 	"github.com/croftproject/croft/internal/state"
+	"github.com/croftproject/croft/internal/store"
 )
 
 func asked(s api.PowerState) func(*state.Server) {
@@ -274,6 +277,66 @@ func TestHostReboot(t *testing.T) {
 	h.waitFor("off", "running after the reboot", func(s *state.Status) bool { return s.Phase == api.PhaseRunning && s.BootID == "boot-2" })
 	h.server("never", func(r *state.Server) { r.Spec.Autostart.Policy = api.AutostartNever; r.Intent.Start = 1 })
 	h.phase("never", api.PhaseRunning)
+}
+
+// A decision about autostart that fails is made later, by this daemon or the next of the same boot, and only once.
+func TestAutostartIsDecidedUntilItIs(t *testing.T) {
+	h := newHost(t)
+	_, stop := h.agent()
+	always := func(r *state.Server) {
+		r.Spec.State = api.StateStopped
+		r.Spec.Autostart = api.Autostart{Policy: api.AutostartAlways}
+	}
+	for _, id := range []string{"a", "b"} {
+		h.server(id, always)
+		h.phase(id, api.PhaseStopped)
+	}
+	boot := func() string {
+		b, err := os.ReadFile(filepath.Join(h.dir, bootFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	reboot := func(id string, fails int) {
+		stop()
+		h.guests, h.boot = fake.NewHost(), id
+		h.reset()
+		h.mu.Lock()
+		h.unheard = fails
+		h.mu.Unlock()
+		_, stop = h.agent()
+	}
+	up := func(s *state.Status) bool { return s.Phase == api.PhaseRunning && s.BootID == h.boot }
+	reboot("boot-2", 4)
+	for _, id := range []string{"a", "b"} {
+		h.waitFor(id, "running after the reboot", up)
+	}
+	if got := boot(); got != "boot-2" {
+		t.Errorf("all is decided, and the boot that is kept is %q", got)
+	}
+	for _, id := range []string{"a", "b"} {
+		h.server(id, always)
+		h.phase(id, api.PhaseStopped)
+	}
+	reboot("boot-3", 1<<30)
+	if got := boot(); got != "boot-2" {
+		t.Errorf("nothing is decided, and the boot that is kept is %q", got)
+	}
+	reboot("boot-3", 0) // the next daemon of the boot
+	for _, id := range []string{"a", "b"} {
+		h.waitFor(id, "running after the reboot", up)
+	}
+	h.server("a", always)
+	h.phase("a", api.PhaseStopped)
+	if err := os.WriteFile(filepath.Join(h.dir, bootFile), []byte("boot-2"), 0o600); err != nil { // another was not decided about
+		t.Fatal(err)
+	}
+	stop()
+	h.agent()
+	if rec, _, err := store.Get[state.Server](t.Context(), h.store, state.Servers+"a"); err != nil || rec.Spec.State != api.StateStopped {
+		t.Errorf("what was stopped since the reboot is started again: %v, %v", rec.Spec.State, err)
+	}
 }
 
 func TestBadImageIsNotTriedAgain(t *testing.T) {

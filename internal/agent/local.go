@@ -33,6 +33,7 @@ type local struct {
 	Restarted int64     `json:"restarted,omitempty"` // state.Intent.Restart carried out
 	Deleting  bool      `json:"deleting,omitempty"`  // its deletion was asked for: finished even if its record is gone
 	Torn      bool      `json:"torn,omitempty"`      // nothing but the volume is left of the last run
+	Rebooted  string    `json:"rebooted,omitempty"`  // boot of the host for which autostart had its say
 	Exit      *api.Exit `json:"exit,omitempty"`
 }
 

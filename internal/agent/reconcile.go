@@ -33,6 +33,9 @@ func (a *Agent) reconcile(ctx context.Context, id string) (time.Duration, error)
 			return 0, m.unknown
 		}
 	}
+	if err := a.decideAutostart(ctx, m, rec); err != nil {
+		return 0, fmt.Errorf("take note of a host reboot: %w", err)
+	}
 	g, err := a.observe(ctx, m, rec)
 	if err != nil {
 		return 0, err
