@@ -224,13 +224,26 @@ func approx(resource, amount string) string {
 
 // tenantKnown refuses tenants that there are not; the empty one is all.
 func (c *Control) tenantKnown(name string) error {
+	_, err := c.tenant(name)
+	return err
+}
+
+// tenant finds a tenant by name, but not by id; the empty one is all, and nobody.
+func (c *Control) tenant(name string) (api.Meta, error) {
 	if name == "" {
-		return nil
+		return api.Meta{}, nil
 	}
 	c.ix.mu.RLock()
 	defer c.ix.mu.RUnlock()
-	if e := c.ix.tables[kindTenant].named("", name); e == nil || e.meta.Name != name {
-		return missing(kindTenant, "", name)
+	if m := c.ix.tenant(name); m != nil {
+		return *m, nil
+	}
+	return api.Meta{}, missing(kindTenant, "", name)
+}
+
+func (ix *index) tenant(name string) *api.Meta {
+	if e := ix.tables[kindTenant].named("", name); e != nil && e.meta.Name == name {
+		return e.meta
 	}
 	return nil
 }

@@ -202,7 +202,7 @@ func (c *Control) watchFor(ctx context.Context, who httpapi.Caller, k kind, tena
 	if err != nil {
 		return nil, err
 	}
-	if err := c.tenantKnown(s.tenant); err != nil {
+	if err := c.locate(&s); err != nil {
 		return nil, err
 	}
 	return c.ix.watch(ctx, s, from)
@@ -214,7 +214,7 @@ func (c *Control) listFor(who httpapi.Caller, k kind, tenant string, o httpapi.L
 	if err != nil {
 		return httpapi.Raw{}, err
 	}
-	if err := c.tenantKnown(s.tenant); err != nil {
+	if err := c.locate(&s); err != nil {
 		return httpapi.Raw{}, err
 	}
 	return c.ix.list(s, o)

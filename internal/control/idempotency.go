@@ -22,8 +22,12 @@ func once[T any](ctx context.Context, c *Control, who httpapi.Caller, k kind, te
 	if who.Key == "" {
 		return run(func(*draft, any) {})
 	}
+	owner, err := c.tenant(tenant)
+	if err != nil {
+		return nil, err
+	}
 	sum := sha256.Sum256([]byte(who.Key))
-	key := state.Idempotency + tenant + "/" + hex.EncodeToString(sum[:])
+	key := state.Idempotency + owner.ID + "/" + hex.EncodeToString(sum[:])
 	digest := digestOf(k, request)
 	if answer, err := replay(ctx, c, key, digest, meta); answer != nil || err != nil {
 		return answer, err

@@ -246,7 +246,7 @@ func (ix *index) join(k kind, id string) *entry {
 		}
 	case kindEvent:
 		if r, ok := ix.events[id]; ok {
-			return &entry{meta: &api.Meta{ID: id, Name: r.v.Name, Tenant: r.v.Tenant}, obj: r.v}
+			return &entry{meta: &api.Meta{ID: id, Name: r.v.Name, Tenant: r.v.Tenant, Created: r.v.Time}, obj: r.v}
 		}
 	}
 	return nil

@@ -41,13 +41,14 @@ func (c jobList) Get(_ context.Context, who httpapi.Caller, tenant, name string)
 	return nil, missing(kindJob, tenant, name)
 }
 
-// job finds a job by name, which ends with its id, or by id.
+// job finds a tenant's job by name, which ends with its id, or by id. One of a tenant that had the name before is none.
 func (ix *index) job(tenant, name string) *entry {
 	id := name[max(0, len(name)-26):]
-	if e := ix.tables[kindJob].byID[id]; e != nil && e.meta.Tenant == tenant && (name == id || name == e.meta.Name) {
-		return e
+	e, owner := ix.tables[kindJob].byID[id], ix.tenant(tenant)
+	if e == nil || owner == nil || e.meta.Tenant != tenant || e.meta.Created.Before(owner.Created) || (name != id && name != e.meta.Name) {
+		return nil
 	}
-	return nil
+	return e
 }
 
 func (c jobList) List(_ context.Context, who httpapi.Caller, tenant string, o httpapi.ListOptions) (httpapi.Raw, error) {
@@ -261,7 +262,9 @@ func (c *Control) runJob(ctx context.Context, m *making) error {
 		next.Status.Phase, next.Status.Error, next.Status.Code = api.JobFailed, problem.Error(), problem.Code
 		next.Status.Finished = c.o.Now().UTC()
 		d.put(state.Jobs+m.job.ID, &next)
-		c.event(d, m.who, kindImage, &m.meta, "ImportFailed", "%s", problem.Error())
+		if d.ix.job(m.meta.Tenant, m.job.ID) != nil { // else the event would be another tenant's
+			c.event(d, m.who, kindImage, &m.meta, "ImportFailed", "%s", problem.Error())
+		}
 		return nil
 	})
 	if recorded != nil {
@@ -307,9 +310,9 @@ func (c *Control) enter(ctx context.Context, m *making, content image.Content) e
 	}
 	id := c.ids.next()
 	_, err := c.admit(ctx, func(d *draft) error {
-		r, ok := d.ix.jobs[m.job.ID]
-		if !ok {
-			return api.Errorf(api.CodeConflict, "job %s is gone", m.job.Name)
+		r := d.ix.jobs[m.job.ID]
+		if d.ix.job(m.meta.Tenant, m.job.ID) == nil {
+			return api.Errorf(api.CodeConflict, "job %s is gone, or its tenant", m.job.Name)
 		}
 		if d.ix.tables[kindImage].holds(m.meta.Tenant, m.meta.Name) {
 			return taken(kindImage, m.meta.Name)

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/httpapi"
@@ -15,6 +16,7 @@ type selection struct {
 	tenant string // empty: all
 	labels map[string]string
 	filter map[string]string
+	since  time.Time // what was before was another tenant's of the same name
 }
 
 // fields that resources of a kind can be filtered by.
@@ -57,11 +59,20 @@ func choose(who httpapi.Caller, k kind, tenant string, o httpapi.ListOptions) (s
 	return s, nil
 }
 
+// locate finds the selection's tenant. Events and jobs outlive theirs: a tenant sees none of one that had its name before.
+func (c *Control) locate(s *selection) error {
+	m, err := c.tenant(s.tenant)
+	if s.kind == kindEvent || s.kind == kindJob {
+		s.since = m.Created
+	}
+	return err
+}
+
 // all tells whether the selection is everything of a tenant, which needs no look at each.
 func (s selection) all() bool { return len(s.labels) == 0 && len(s.filter) == 0 }
 
 func (s selection) has(e *entry) bool {
-	if e == nil || (s.tenant != "" && e.meta.Tenant != s.tenant && !e.shared) {
+	if e == nil || (s.tenant != "" && e.meta.Tenant != s.tenant && !e.shared) || e.meta.Created.Before(s.since) {
 		return false
 	}
 	for k, v := range s.labels {

@@ -314,6 +314,75 @@ func TestJobs(t *testing.T) {
 	w.sound()
 }
 
+// A tenant sees nothing of one that had its name before.
+func TestNamesake(t *testing.T) {
+	w := newWorld(t)
+	who := root
+	who.Key = "same"
+	body := httpapi.Create[api.NetworkSpec]{Name: "lan"}
+	var ids, jobs []string
+	for range 2 {
+		_, err := w.Tenants().Create(t.Context(), root, "", httpapi.Create[api.TenantSpec]{Name: "acme"})
+		w.must(err)
+		n, err := w.Networks().Create(t.Context(), who, "acme", body)
+		w.must(err)
+		job, err := w.ImportImage(t.Context(), root, "acme", httpapi.ImageImport{Name: "i", Body: strings.NewReader("i")})
+		w.must(err)
+		events, err := w.Events().List(t.Context(), root, "acme", httpapi.ListOptions{})
+		w.must(err)
+		if got := names(t, events); !cmp.Equal(got, []string{"i", "lan"}) {
+			t.Errorf("events of %v", got)
+		}
+		list, err := w.Jobs().List(t.Context(), root, "acme", httpapi.ListOptions{})
+		w.must(err)
+		if got := names(t, list); !cmp.Equal(got, []string{job.Name}) {
+			t.Errorf("jobs %v", got)
+		}
+		for _, old := range jobs {
+			_, err = w.Jobs().Get(t.Context(), root, "acme", old)
+			problem(t, err, api.CodeNotFound)
+			_, err = w.Jobs().Delete(t.Context(), root, "acme", old, httpapi.DeleteOptions{})
+			problem(t, err, api.CodeNotFound)
+		}
+		ids, jobs = append(ids, n.ID), append(jobs, job.Name)
+		_, err = w.Networks().Delete(t.Context(), root, "acme", "lan", httpapi.DeleteOptions{})
+		w.must(err)
+		_, err = w.Images().Delete(t.Context(), root, "acme", "i", httpapi.DeleteOptions{})
+		w.must(err)
+		_, err = w.Tenants().Delete(t.Context(), root, "", "acme", httpapi.DeleteOptions{})
+		w.must(err)
+	}
+	if ids[0] == ids[1] {
+		t.Error("the answer of another tenant was repeated")
+	}
+	if all, err := w.Jobs().List(t.Context(), root, "", httpapi.ListOptions{AllTenants: true}); err != nil || all.Total != 3 { // and that of micro
+		t.Errorf("%d jobs, %v", all.Total, err)
+	}
+	// An image that was begun for the one is not made for the other.
+	_, err := w.Tenants().Create(t.Context(), root, "", httpapi.Create[api.TenantSpec]{Name: "acme"})
+	w.must(err)
+	w.images.hold = make(chan struct{})
+	job, err := w.BuildImage(t.Context(), root, "acme", "built", "micro", false)
+	w.must(err)
+	_, err = w.Tenants().Delete(t.Context(), root, "", "acme", httpapi.DeleteOptions{})
+	w.must(err)
+	_, err = w.Tenants().Create(t.Context(), root, "", httpapi.Create[api.TenantSpec]{Name: "acme"})
+	w.must(err)
+	close(w.images.hold)
+	w.soon("the job ends", func() bool {
+		w.ix.mu.RLock()
+		defer w.ix.mu.RUnlock()
+		return w.ix.jobs[job.ID].v.Status.Phase == api.JobFailed
+	})
+	if list, err := w.Images().List(t.Context(), root, "acme", httpapi.ListOptions{Filter: map[string]string{"name": "built"}}); err != nil || list.Total != 0 {
+		t.Errorf("%s, %v", list.Items, err)
+	}
+	if events, err := w.Events().List(t.Context(), root, "acme", httpapi.ListOptions{}); err != nil || events.Total != 0 {
+		t.Errorf("%s, %v", events.Items, err)
+	}
+	w.sound()
+}
+
 // A request that is sent again is told how the job that it began stands now.
 func TestJobIsNotRemembered(t *testing.T) {
 	w := newWorld(t)

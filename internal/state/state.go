@@ -14,7 +14,7 @@
 //	ledger/network/<id>           which addresses are held
 //	ledger/image/<id>             how many servers use it
 //	event/<id>                    api.Event, expiring
-//	idempotency/<tenant>/<key>    what an Idempotency-Key was answered with, expiring
+//	idempotency/<tenant id>/<key> what an Idempotency-Key was answered with, expiring
 package state
 
 import (
