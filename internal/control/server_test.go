@@ -254,23 +254,32 @@ func TestUpdate(t *testing.T) {
 	w.empty()
 }
 
-// A running virtual machine keeps what it has, whatever its engine can; a server on the host's kernel is made to give it.
+// A running server keeps the memory that it has, whatever its engine can: what it uses is promised to nobody else.
 func TestMemoryShrink(t *testing.T) {
 	w := newWorld(t)
 	st := fakeStatus()
 	st.Engines[0].Abilities = []string{"resize"}
 	w.write(state.HostStatus+w.hostID, st)
-	for model, code := range map[api.Model]api.Code{api.ModelFull: api.CodeWrongState, api.ModelOS: ""} {
+	for _, model := range []api.Model{api.ModelFull, api.ModelOS} {
 		s := w.server("m-"+string(model), func(s *api.ServerSpec) { s.Model = model })
 		w.phase(s, api.PhaseRunning)
-		for _, limit := range []api.Bytes{512 * api.MiB, 256 * api.MiB} {
+		update := func(limit api.Bytes) error {
 			s.Spec.Memory.Limit = limit
 			_, err := w.Servers().Update(t.Context(), root, DefaultTenant, s.ID, httpapi.Update[api.ServerSpec]{Spec: s.Spec})
-			if code == "" || limit == 512*api.MiB {
-				w.must(err)
-			} else {
-				problem(t, err, code, "/spec/memory/limit")
-			}
+			return err
+		}
+		w.must(update(512 * api.MiB))
+		before := w.host().Status.Allocated
+		problem(t, update(256*api.MiB), api.CodeWrongState, "/spec/memory/limit")
+		if after := w.host().Status.Allocated; after != before {
+			t.Errorf("%s: promised %+v, before %+v", model, after, before)
+		}
+		s.Spec.State = api.StateStopped
+		w.must(update(512 * api.MiB))
+		w.phase(s, api.PhaseStopped)
+		w.must(update(256 * api.MiB))
+		if after := w.host().Status.Allocated; after.Memory != before.Memory-256*api.MiB {
+			t.Errorf("%s: promised %+v, before %+v", model, after, before)
 		}
 	}
 	w.sound()

@@ -121,8 +121,8 @@ func still(ix *index, now *api.Server, old *state.Server) bool {
 
 // changeable refuses changes that a running guest would not see. Everything that the host's control groups do (CPU
 // shares and caps, I/O limits, processes) changes live under every engine; memory and the number of CPUs where the
-// engine can resize; the rest needs the server to be stopped. A virtual machine's memory only grows: what its kernel has,
-// it need not give back, and then the host would have promised it twice.
+// engine can resize; the rest needs the server to be stopped. Memory only grows: what a guest uses it need not give back (a
+// control group of version 1 refuses a limit below it), and then the host would have promised it twice.
 func changeable(ix *index, now *api.Server, next *api.ServerSpec, old *state.Server) error {
 	if still(ix, now, old) {
 		return nil
@@ -138,7 +138,7 @@ func changeable(ix *index, now *api.Server, next *api.ServerSpec, old *state.Ser
 	}
 	cold("/spec/cpu/count", next.CPU.Count != was.CPU.Count, resizes)
 	cold("/spec/cpu/dedicated", next.CPU.Dedicated != was.CPU.Dedicated, resizes)
-	cold("/spec/memory/limit", next.Memory.Limit != was.Memory.Limit, resizes && (next.Memory.Limit > was.Memory.Limit || was.Model == api.ModelOS))
+	cold("/spec/memory/limit", next.Memory.Limit != was.Memory.Limit, resizes && next.Memory.Limit > was.Memory.Limit)
 	cold("/spec/memory/hugePages", next.Memory.HugePages != was.Memory.HugePages, false)
 	cold("/spec/disk/size", next.Disk.Size != was.Disk.Size, false)
 	cold("/spec/ports", !same(next.Ports, was.Ports), false)
