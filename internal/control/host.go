@@ -108,7 +108,7 @@ func (c *Control) identify(m *Machine) (string, error) {
 // otherHost is the error of a name that another machine has.
 func otherHost(name, id string) error {
 	return fmt.Errorf("the name %q belongs to another machine in the store (host %s): give this one a name of its own with --host; "+
-		"if that machine is gone for good, delete the host first", name, id)
+		"if that machine is gone for good, remove its host through the API first: DELETE /v1/hosts/%s", name, id, name)
 }
 
 // dropLost removes content that no image has, after a job was found that did not end: it may have made some. Without such
