@@ -10,27 +10,26 @@ import (
 type Code string
 
 const (
-	CodeInvalid      Code = "invalid"        // a field's value is not acceptable
-	CodeMalformed    Code = "malformed"      // the body is no JSON, or not of the form
-	CodeUnknownField Code = "unknown-field"  //
-	CodeTooLarge     Code = "too-large"      // the body is larger than the API takes
-	CodeNotFound     Code = "not-found"      //
-	CodeExists       Code = "exists"         // the name is taken
-	CodeConflict     Code = "conflict"       // the revision is stale
-	CodeInUse        Code = "in-use"         // something still needs it
-	CodeProtected    Code = "protected"      // delete protection
-	CodeCapacity     Code = "no-capacity"    // no host has room
-	CodeQuota        Code = "quota-exceeded" // the tenant's quota
-	CodeForbidden    Code = "forbidden"      // not allowed to this tenant or user
-	CodeUnsupported  Code = "unsupported"    // the engine or host can't do it
-	CodeWrongState   Code = "wrong-state"    // not in the server's present phase
-	CodeBadImage     Code = "bad-image"      // the image is damaged or none
-	CodeUnavailable  Code = "unavailable"    // the store or the host does not answer
-	CodeInternal     Code = "internal"
-	CodeKeyReused    Code = "idempotency-key-reused"
-	CodePrecondition Code = "precondition-required"
-	CodeMethod       Code = "method-not-allowed"
-	CodeExpired      Code = "revision-expired" // a watch asks for changes that are not remembered any more
+	CodeInvalid      Code = "invalid"                // a field's value is not acceptable
+	CodeMalformed    Code = "malformed"              // the body is no JSON, or not of the form
+	CodeUnknownField Code = "unknown-field"          // the API has no such field
+	CodeTooLarge     Code = "too-large"              // the body is larger than the API takes
+	CodeNotFound     Code = "not-found"              // there is no such resource, or no such path
+	CodeExists       Code = "exists"                 // the name is taken
+	CodeConflict     Code = "conflict"               // the revision is stale
+	CodeInUse        Code = "in-use"                 // something still needs it
+	CodeProtected    Code = "protected"              // delete protection
+	CodeCapacity     Code = "no-capacity"            // no host has room
+	CodeQuota        Code = "quota-exceeded"         // the tenant's quota
+	CodeForbidden    Code = "forbidden"              // not allowed to this tenant or user
+	CodeUnsupported  Code = "unsupported"            // the engine or host can't do it
+	CodeWrongState   Code = "wrong-state"            // not in the server's present phase
+	CodeBadImage     Code = "bad-image"              // the image is damaged or none
+	CodeUnavailable  Code = "unavailable"            // the store or the host does not answer
+	CodeInternal     Code = "internal"               // a fault of Croft's own; the daemon's log has more of it
+	CodeKeyReused    Code = "idempotency-key-reused" // the Idempotency-Key was used for another request
+	CodeMethod       Code = "method-not-allowed"     // the resource is there, and can't be acted on in this way
+	CodeExpired      Code = "revision-expired"       // a watch asks for changes that are not remembered any more
 )
 
 // HTTPStatus is the status that a problem of this code is answered with (RFC 9110).
@@ -48,8 +47,6 @@ func (c Code) HTTPStatus() int {
 		return 409
 	case CodeConflict:
 		return 412
-	case CodePrecondition:
-		return 428
 	case CodeForbidden:
 		return 403
 	case CodeUnsupported:

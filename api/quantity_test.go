@@ -120,7 +120,7 @@ func TestProblems(t *testing.T) {
 		t.Error("a problem out of nothing")
 	}
 	for _, c := range []Code{CodeInvalid, CodeMalformed, CodeTooLarge, CodeNotFound, CodeExists, CodeConflict, CodeInUse, CodeProtected,
-		CodeCapacity, CodeQuota, CodeForbidden, CodeUnsupported, CodeWrongState, CodeBadImage, CodeKeyReused, CodePrecondition, CodeMethod} {
+		CodeCapacity, CodeQuota, CodeForbidden, CodeUnsupported, CodeWrongState, CodeBadImage, CodeKeyReused, CodeUnknownField, CodeMethod} {
 		if s := c.HTTPStatus(); s < 400 || s > 499 {
 			t.Errorf("%s is answered with %d: the request is at fault", c, s)
 		}

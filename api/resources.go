@@ -22,13 +22,13 @@ type NetworkSpec struct {
 // Subnet is an IP prefix of a network. The gateway is the router's address in it.
 type Subnet struct {
 	Prefix  netip.Prefix `json:"prefix" doc:"Prefix without host bits, such as 10.7.0.0/24."`
-	Gateway netip.Addr   `json:"gateway,omitzero" doc:"Default: the first address."`
+	Gateway netip.Addr   `json:"gateway,omitzero" doc:"Address of the router. Default: the first address."`
 }
 
 // DNS of a network: the router answers for the servers' names and forwards the rest.
 type DNS struct {
-	Domain     string       `json:"domain,omitempty" doc:"Domain of the servers' names; default NETWORK.TENANT.internal."`
-	Forwarders []netip.Addr `json:"forwarders,omitempty" doc:"Resolvers for other names; default: the host's."`
+	Domain     string       `json:"domain,omitempty" doc:"Domain of the servers' names. Default: NETWORK.TENANT.internal."`
+	Forwarders []netip.Addr `json:"forwarders,omitempty" doc:"Resolvers for other names. Default: the host's."`
 }
 
 type NetworkStatus struct {
@@ -71,7 +71,7 @@ type HostSpec struct {
 	Unschedulable bool       `json:"unschedulable,omitempty" doc:"Place no new servers here."`
 	Reserve       Reserve    `json:"reserve,omitzero" doc:"What guests can't have."`
 	Overcommit    Overcommit `json:"overcommit,omitzero"`
-	Uplink        string     `json:"uplink,omitempty" doc:"Device that leads out; default: the one with the default route."`
+	Uplink        string     `json:"uplink,omitempty" doc:"Device that leads out. Default: the one with the default route."`
 }
 
 // Reserve is kept for the host itself. Each is more than 0 and less than the host has; 1m and 1B are as good as nothing.

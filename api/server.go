@@ -67,7 +67,7 @@ const (
 // CPU divides the host's processors: what is always given, what is never exceeded, and the share of the rest.
 type CPU struct {
 	Count       int      `json:"count,omitempty" positive:"true" default:"1" minimum:"1" maximum:"1024" doc:"Virtual CPUs that the guest sees."`
-	Entitlement MilliCPU `json:"entitlement,omitempty" positive:"true" doc:"CPU that the server always gets when it asks for it; what admission counts. Default: 100m for each virtual CPU."`
+	Entitlement MilliCPU `json:"entitlement,omitempty" positive:"true" doc:"CPU that the server always gets when it asks for it; what admission counts. Default: 100m for each virtual CPU, no more than the cap; with dedicated CPUs all of them."`
 	Cap         MilliCPU `json:"cap,omitempty" positive:"true" doc:"CPU that the server never exceeds. Default: count."`
 	Weight      int      `json:"weight,omitempty" positive:"true" minimum:"1" maximum:"10000" doc:"Share of what is left once all entitlements are met. Default: in proportion to the entitlement."`
 	Dedicated   bool     `json:"dedicated,omitempty" doc:"Whole host CPUs for this server alone, as many as count. Needs the grant dedicated-cpu."`
@@ -82,7 +82,7 @@ type Memory struct {
 
 // Disk is the root disk.
 type Disk struct {
-	Size      Bytes `json:"size,omitempty" positive:"true" doc:"Size. Default: 10GiB, or the image's own size where that is larger."`
+	Size      Bytes `json:"size,omitempty" positive:"true" doc:"Size of the disk. Default: 10GiB, or the image's own size where that is larger."`
 	ReadIOPS  int64 `json:"readIOPS,omitempty" doc:"Most reads a second; 0 is no limit."`
 	WriteIOPS int64 `json:"writeIOPS,omitempty" doc:"Most writes a second; 0 is no limit."`
 	ReadRate  Bytes `json:"readRate,omitempty" doc:"Most bytes read a second; 0 is no limit."`
@@ -143,7 +143,7 @@ type App struct {
 
 // Guest is first-boot configuration for images that carry cloud-init (NoCloud datasource).
 type Guest struct {
-	Hostname string      `json:"hostname,omitempty" doc:"Default: the server's name."`
+	Hostname string      `json:"hostname,omitempty" doc:"Name that the guest gives itself. Default: the server's name."`
 	Users    []GuestUser `json:"users,omitempty"`
 	SSHKeys  []string    `json:"sshKeys,omitempty" doc:"Keys of the image's default user (authorized_keys lines)."`
 	UserData string      `json:"userData,omitempty" doc:"cloud-init user-data, taken as it is; then hostname is still set, users and sshKeys must be empty."`

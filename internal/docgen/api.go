@@ -114,11 +114,14 @@ func section(b *bytes.Buffer, t reflect.Type, src source, done map[reflect.Type]
 		if enum := f.Tag.Get("enum"); enum != "" {
 			kind = strings.ReplaceAll(enum, ",", ", ")
 		}
-		meaning := f.Tag.Get("doc")
+		meaning, follows := splitDefault(f.Tag.Get("doc"))
 		if low, high := f.Tag.Get("minimum"), f.Tag.Get("maximum"); high != "" {
 			meaning = strings.TrimSpace(meaning + fmt.Sprintf(" From %s to %s.", low, high))
 		}
 		def := f.Tag.Get("default")
+		if def == "" {
+			def = follows
+		}
 		if def == "" && !strings.Contains(options, "omit") && strings.HasSuffix(t.Name(), "Spec") {
 			def = "(required)"
 		}
@@ -135,6 +138,16 @@ func section(b *bytes.Buffer, t reflect.Type, src source, done map[reflect.Type]
 		fmt.Fprintf(b, "### %s\n\n", n.Name())
 		section(b, n, src, done)
 	}
+}
+
+// splitDefault takes the default that a text tells, because it follows from something, out of the text.
+func splitDefault(doc string) (rest, def string) {
+	before, after, found := strings.Cut(doc, "Default: ")
+	if !found {
+		return doc, ""
+	}
+	def, after, _ = strings.Cut(after+" ", ". ")
+	return strings.TrimSpace(before + after), strings.TrimSuffix(def, ".")
 }
 
 // typeName is how a type is called on the page, and the struct in it, if there is one.

@@ -21,3 +21,17 @@ func TestPagesAreFresh(t *testing.T) {
 		}
 	}
 }
+
+func TestSplitDefault(t *testing.T) {
+	for doc, want := range map[string][2]string{
+		"":                                  {"", ""},
+		"A name.":                           {"A name.", ""},
+		"A share. Default: count.":          {"A share.", "count"},
+		"Default: a /24 of 10.0.0.0/8.":     {"", "a /24 of 10.0.0.0/8"},
+		"A. Default: b, or c. From 1 to 2.": {"A. From 1 to 2.", "b, or c"},
+	} {
+		if rest, def := splitDefault(doc); rest != want[0] || def != want[1] {
+			t.Errorf("%q: %q, %q; want %q", doc, rest, def, want)
+		}
+	}
+}
