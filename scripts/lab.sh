@@ -3,13 +3,13 @@
 # cgroup v2, Debian's own kernel and working KVM, which QEMU emulates (AMD SVM under TCG), so that any host can run it.
 # Croft is installed there from its package. What it is made of is cached; it has no network but a link to nowhere.
 #   LAB_CACHE  where disks of lab guests are kept (default: /var/tmp/croft-lab-cache)
-#   LAB_TIME   seconds after which the guest is given up (default: 900)
+#   LAB_TIME   seconds after which the guest is given up (default: 1800)
 # It prints progress, leaves the console log and the outputs in build/lab, and closes with "N passed, N failed, N skipped".
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 cache=${LAB_CACHE:-/var/tmp/croft-lab-cache}
-limit=${LAB_TIME:-900}
+limit=${LAB_TIME:-1800}
 out=build/lab
 memory=4096 # MiB
 

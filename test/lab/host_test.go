@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -84,7 +85,9 @@ func processes(t *testing.T) map[string][]string {
 		}
 		id := filepath.Base(filepath.Dir(filepath.Dir(file)))
 		all[id] = strings.Fields(string(pids))
-		slices.Sort(all[id])
+		slices.SortFunc(all[id], func(a, b string) int { // as numbers
+			return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b))
+		})
 	}
 	return all
 }
