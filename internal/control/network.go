@@ -93,8 +93,9 @@ func (c *Control) composeNetwork(ix *index, n, old *state.Network) error {
 		f.add("/spec/dns/domain", "%s is no domain (RFC 1123)", quote(s.DNS.Domain))
 	}
 	for i, a := range s.DNS.Forwarders {
-		if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() {
-			f.add(fmt.Sprintf("/spec/dns/forwarders/%d", i), "is no resolver's address")
+		// They are asked from the host's namespace: what only the host itself reaches is not a tenant's.
+		if a = a.Unmap(); !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a.IsLinkLocalUnicast() {
+			f.add(fmt.Sprintf("/spec/dns/forwarders/%d", i), "is no address of a resolver that the network could reach")
 		}
 	}
 	if len(s.DNS.Forwarders) > 8 {

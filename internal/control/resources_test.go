@@ -23,6 +23,11 @@ func subnet(prefix, gateway string) []api.Subnet {
 	return []api.Subnet{s}
 }
 
+// forwarder is a network that asks a resolver.
+func forwarder(a string) api.NetworkSpec {
+	return api.NetworkSpec{DNS: api.DNS{Forwarders: []netip.Addr{netip.MustParseAddr(a)}}}
+}
+
 func TestNetworks(t *testing.T) {
 	w := newWorld(t)
 	create := func(name string, spec api.NetworkSpec) (*api.Network, error) {
@@ -59,6 +64,12 @@ func TestNetworks(t *testing.T) {
 		"negative MTU":    {api.NetworkSpec{MTU: -1}, "/spec/mtu"},
 		"domain":          {api.NetworkSpec{DNS: api.DNS{Domain: "a..b"}}, "/spec/dns/domain"},
 		"forwarder":       {api.NetworkSpec{DNS: api.DNS{Forwarders: []netip.Addr{{}}}}, "/spec/dns/forwarders/0"},
+		"own resolver":    {forwarder("127.0.0.53"), "/spec/dns/forwarders/0"},
+		"mapped":          {forwarder("::ffff:127.0.0.1"), "/spec/dns/forwarders/0"},
+		"link-local":      {forwarder("169.254.169.254"), "/spec/dns/forwarders/0"},
+		"IPv6 link-local": {forwarder("fe80::1"), "/spec/dns/forwarders/0"},
+		"unspecified":     {forwarder("0.0.0.0"), "/spec/dns/forwarders/0"},
+		"to many":         {forwarder("224.0.0.251"), "/spec/dns/forwarders/0"},
 	} {
 		_, err := create("bad", tc.spec)
 		if api.CodeOf(err) != api.CodeInvalid {
