@@ -187,8 +187,15 @@ func (w *world) guest(h *Host, n hostnet.Network, i int) *site {
 // listenTCP answers connections with a text, in a namespace.
 func listenTCP(t *testing.T, s *site, at, text string) {
 	t.Helper()
+	to, err := net.ResolveTCPAddr("tcp", at)
+	must(t, err)
+	// What a port alone means, package net finds out once, in the namespace of the first that asks: one whose loopback is
+	// down would leave all others without IPv6.
+	if strings.HasPrefix(at, ":") {
+		to.IP = net.IPv6zero
+	}
 	var l net.Listener
-	must(t, s.run(func() (err error) { l, err = net.Listen("tcp", at); return err }))
+	must(t, s.run(func() (err error) { l, err = net.ListenTCP("tcp", to); return err }))
 	t.Cleanup(func() { _ = l.Close() })
 	go func() {
 		for {
