@@ -36,6 +36,7 @@ type host struct {
 	ports   map[string]hostnet.Network
 	groups  map[string]cgroup.Limits
 	fault   func(id, step string) error
+	device  int64 // below the pool, its major number
 	grow    error // of the pool
 	grown   int   // calls for it
 	unheard int   // calls of Started that fail; those after don't
@@ -249,7 +250,9 @@ func (nobody) Attach(context.Context, string, <-chan keeper.WinSize) (io.ReadWri
 
 type memPool struct{ h *host }
 
-func (p memPool) Info(context.Context) (pool.Info, error) { return pool.Info{Driver: "memory"}, nil }
+func (p memPool) Info(context.Context) (pool.Info, error) {
+	return pool.Info{Driver: "memory", Major: p.h.device}, nil
+}
 func (p memPool) Create(_ context.Context, s pool.Spec) error {
 	p.h.mu.Lock()
 	defer p.h.mu.Unlock()

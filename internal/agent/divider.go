@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"fmt"
 	"reflect"
 	"sync"
 
@@ -25,8 +26,13 @@ type member struct {
 
 func newDivider(a *Agent) *divider { return &divider{a: a, by: map[string]member{}} }
 
-// admit makes a server's cgroup, or changes its limits, and those of others where it takes something from them.
+// admit makes a server's cgroup, or changes its limits, and those of others where it takes something from them. Limits that
+// can't be kept on this host are refused: engine.ErrUnsupported.
 func (d *divider) admit(id string, rec *state.Server, e engine.Engine) error {
+	if throttled(&rec.Spec) && d.a.ioDev == [2]int64{} {
+		return fmt.Errorf("%w: I/O limits can't be kept here: the file system of the pool has no block device of its own; "+
+			"leave disk operations and rates out, or have the state directory on a file system such as ext4 or XFS", engine.ErrUnsupported)
+	}
 	d.adopt(id, rec, e)
 	return d.apply(id)
 }
@@ -98,12 +104,17 @@ func limits(s *api.ServerSpec, overhead api.Bytes, dev [2]int64) cgroup.Limits {
 	if s.Memory.HugePages {
 		l.HugePages = s.Memory.Limit
 	}
-	d := s.Disk
-	if dev != [2]int64{} && (d.ReadIOPS > 0 || d.WriteIOPS > 0 || d.ReadRate > 0 || d.WriteRate > 0) {
+	if d := s.Disk; dev != [2]int64{} && throttled(s) {
 		l.IO = []cgroup.IOLimit{{
 			Major: dev[0], Minor: dev[1],
 			ReadIOPS: d.ReadIOPS, WriteIOPS: d.WriteIOPS, ReadRate: d.ReadRate, WriteRate: d.WriteRate,
 		}}
 	}
 	return l
+}
+
+// throttled tells whether a spec limits I/O.
+func throttled(s *api.ServerSpec) bool {
+	d := s.Disk
+	return d.ReadIOPS > 0 || d.WriteIOPS > 0 || d.ReadRate > 0 || d.WriteRate > 0
 }

@@ -62,3 +62,35 @@ func TestAChangeThatFails(t *testing.T) {
 		return s.Observed > first.Observed && condition(s, "ChangeFailed") == nil
 	})
 }
+
+// Limits of I/O are kept, or the server is told that they can't be: they are never dropped in silence.
+func TestIOLimitsAreKeptOrRefused(t *testing.T) {
+	limited := func(r *state.Server) { r.Spec.Disk.WriteIOPS = 100 }
+	t.Run("a device", func(t *testing.T) {
+		h := newHost(t)
+		h.device = 8
+		h.agent()
+		h.server("a", limited)
+		h.phase("a", api.PhaseRunning)
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if io := h.groups["a"].IO; len(io) != 1 || io[0].Major != 8 || io[0].WriteIOPS != 100 {
+			t.Errorf("the group has %+v", io)
+		}
+	})
+	t.Run("none", func(t *testing.T) {
+		h := newHost(t)
+		h.agent()
+		h.server("a", limited)
+		if st := h.phase("a", api.PhaseFailed); !strings.Contains(st.Message, "I/O limits can't be kept here") {
+			t.Errorf("it says %q", st.Message)
+		}
+		h.server("a", func(r *state.Server) { r.Intent.Start = 1 })
+		first := h.phase("a", api.PhaseRunning)
+		h.server("a", func(r *state.Server) { r.Intent.Start = 1; limited(r) })
+		h.waitFor("a", "told", func(s *state.Status) bool {
+			c := condition(s, "ChangeFailed")
+			return c != nil && strings.Contains(c.Message, "I/O limits can't be kept here") && s.Observed == first.Observed
+		})
+	})
+}

@@ -17,6 +17,7 @@ import (
 	"github.com/croftproject/croft/internal/cgroup"
 	"github.com/croftproject/croft/internal/control"
 	"github.com/croftproject/croft/internal/httpapi"
+	"github.com/croftproject/croft/internal/pool"
 	"github.com/croftproject/croft/internal/state"
 	"github.com/croftproject/croft/internal/store"
 )
@@ -224,6 +225,7 @@ func (d *Daemon) reportHost(ctx context.Context, reported func()) {
 	}
 	if info, err := d.pool.Info(ctx); err == nil {
 		st.Capacity.Disk = info.Capacity
+		st.Conditions = append(st.Conditions, ioLimits(mode, info, time.Now()))
 	}
 	path := filepath.Join(d.o.RunDir, "engines.json")
 	if data, err := os.ReadFile(path); err == nil {
@@ -251,8 +253,21 @@ func (d *Daemon) reportHost(ctx context.Context, reported func()) {
 	d.followHost(ctx, st)
 }
 
+// ioLimits tells how far limits of I/O are kept on this host.
+func ioLimits(mode cgroup.Mode, p pool.Info, now time.Time) api.Condition {
+	c := api.Condition{Type: "IOLimits", Status: true, Reason: "Kept", Since: now}
+	switch {
+	case p.Major == 0 && p.Minor == 0:
+		c.Status, c.Reason = false, "NoDevice"
+		c.Message = "the file system of the pool has no block device of its own: servers that ask for I/O limits don't start here"
+	case mode != cgroup.V2:
+		c.Reason, c.Message = "DirectOnly", "with control groups version 1 reads and direct writes are held to their limits, writes through the page cache are not"
+	}
+	return c
+}
+
 func (d *Daemon) report(ctx context.Context, st api.HostStatus) {
-	st.Conditions = []api.Condition{d.followed.condition()}
+	st.Conditions = append(slices.Clone(st.Conditions), d.followed.condition())
 	if err := d.agent.ReportHost(ctx, st); err != nil && ctx.Err() == nil {
 		d.o.Logger.Error("report the host", "error", err)
 	}

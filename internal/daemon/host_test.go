@@ -5,9 +5,11 @@ import (
 	"reflect"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/cgroup"
+	"github.com/croftproject/croft/internal/pool"
 	"github.com/croftproject/croft/internal/store"
 )
 
@@ -69,6 +71,22 @@ func TestAvoid(t *testing.T) {
 	} {
 		if got := avoid(test.taken); !slices.Equal(got, test.want) {
 			t.Errorf("%s: %v, want %v", test.name, got, test.want)
+		}
+	}
+}
+
+func TestIOLimits(t *testing.T) {
+	for _, test := range []struct {
+		mode   cgroup.Mode
+		major  int64
+		status bool
+		reason string
+	}{
+		{cgroup.V2, 8, true, "Kept"}, {cgroup.V1, 8, true, "DirectOnly"}, {cgroup.Hybrid, 8, true, "DirectOnly"},
+		{cgroup.V2, 0, false, "NoDevice"}, {cgroup.V1, 0, false, "NoDevice"},
+	} {
+		if c := ioLimits(test.mode, pool.Info{Major: test.major}, time.Now()); c.Status != test.status || c.Reason != test.reason {
+			t.Errorf("%s, device %d: %+v", test.mode, test.major, c)
 		}
 	}
 }
