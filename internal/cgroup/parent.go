@@ -6,6 +6,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -68,8 +69,8 @@ func (t *Tree) inUse() (api.Bytes, error) {
 	return u.Memory + api.Bytes(swapped), r.err
 }
 
-// parentLimits are the cap and the memory limit of the parent as last set, or as the kernel has them, where v1 needs them
-// to go from limit to limit without a moment of none.
+// parentLimits are the cap and the memory limit of the parent as last set, or as the kernel has them: v1 goes from limit to
+// limit without a moment of none only where it is known.
 func (t *Tree) parentLimits() (Limits, error) {
 	g, unlock := t.lock("")
 	defer unlock()
@@ -90,10 +91,12 @@ func (t *Tree) readParent() (Limits, error) {
 	if n := r.number("memory", limit); n < unlimited {
 		l.MemoryLimit = api.Bytes(n)
 	}
-	if !t.layout.v2("cpu") {
-		if quota, every := r.number("cpu", "cpu.cfs_quota_us"), r.number("cpu", "cpu.cfs_period_us"); quota > 0 && every > 0 {
-			l.CPUCap = api.MilliCPU(mulDiv(quota, 1000, every))
-		}
+	quota, every := r.number("cpu", "cpu.cfs_quota_us"), r.number("cpu", "cpu.cfs_period_us")
+	if f := strings.Fields(r.text("cpu", "cpu.max")); len(f) == 2 { // v2: "QUOTA PERIOD", or "max PERIOD"
+		quota, every = number64(f[0]), number64(f[1])
+	}
+	if quota > 0 && every > 0 {
+		l.CPUCap = api.MilliCPU(mulDiv(quota, 1000, every))
 	}
 	if errors.Is(r.err, fs.ErrNotExist) {
 		return Limits{}, nil // it has gone, and is made with the next group
