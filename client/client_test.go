@@ -170,7 +170,7 @@ func TestExec(t *testing.T) {
 		"stdin":   {exec: client.Exec{Args: []string{"cat"}, Stdin: strings.NewReader(big)}, out: big},
 		"size":    {exec: client.Exec{Args: []string{"size"}, TTY: true, Size: client.WinSize{Rows: 24, Cols: 80}}, out: "24x80\n"},
 		"env":     {exec: client.Exec{Args: []string{"env"}, Env: []string{"A=1", "B=2"}, User: "u:g", Dir: "/srv"}, out: "A=1,B=2 user=u:g dir=/srv tty=false\n"},
-		"unknown": {exec: client.Exec{Args: []string{"nope"}}, problem: api.CodeNotFound},
+		"unknown": {exec: client.Exec{Args: []string{"nope"}}, problem: api.CodeInvalid},
 		"nothing": {exec: client.Exec{}, problem: api.CodeInvalid},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -19,8 +19,10 @@ import (
 
 // Exit codes, besides those that exec passes on.
 const (
-	exitFailure = 1
-	exitUsage   = 2
+	exitFailure   = 1
+	exitUsage     = 2
+	exitCannotRun = 126 // of exec: the command can't be started
+	exitNotFound  = 127 // of exec: there is no such command
 )
 
 // app is what all commands share: the global flags, and the client that they make.
@@ -87,14 +89,19 @@ func Execute(ctx context.Context, root *cobra.Command, args []string, in io.Read
 	if err == nil {
 		return 0
 	}
-	var code exitCode
-	if errors.As(err, &code) {
-		return int(code)
+	var silent exitCode
+	if errors.As(err, &silent) {
+		return int(silent)
 	}
 	if strings.HasPrefix(err.Error(), "unknown command") {
 		err = usage(err)
 	}
-	return report(errOut, cmd, err)
+	code := report(errOut, cmd, err)
+	var coded codedError
+	if errors.As(err, &coded) {
+		return coded.code
+	}
+	return code
 }
 
 // client is made on first use.

@@ -18,6 +18,14 @@ type exitCode int
 
 func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
+// codedError is reported as it is, and ends the program with its code.
+type codedError struct {
+	error
+	code int
+}
+
+func (c codedError) Unwrap() error { return c.error }
+
 // usageError is a command that was written wrong.
 type usageError struct{ error }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/client"
 )
 
@@ -16,6 +17,8 @@ func (a *app) execCommand(k *servers) *cobra.Command {
 	var e client.Exec
 	cmd := &cobra.Command{
 		Use: "exec NAME [flags] [--] COMMAND [ARGS…]", Short: "Run a command in a server (model os)",
+		Long: "Run a command in a server (model os), and end with its exit code; 128 and the signal's number where a signal ended it. 127 says that\n" +
+			"there is no such command in the server, and 126 that it can't be started: it may not be run, or its user or directory is not there.",
 		Example: "  croft server exec web -- ps aux\n  croft server exec web sh",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) < 2 {
@@ -89,6 +92,9 @@ func (a *app) exec(cmd *cobra.Command, name string, e client.Exec) error {
 		}
 	}
 	code, err := c.Exec(ctx, a.tenant, name, e)
+	if api.CodeOf(err) == api.CodeInvalid {
+		return codedError{err, startCode(err)}
+	}
 	if err != nil {
 		return err
 	}
@@ -116,4 +122,19 @@ func execEnv(given []string) ([]string, error) {
 		env = append(env, entry)
 	}
 	return env, nil
+}
+
+// startCode is the exit code for a command that could not be started, as of the shell (POSIX, Shell Command Language, 2.8.2).
+// Only the runtime's own words tell what was in the way.
+func startCode(err error) int {
+	said := strings.ToLower(err.Error())
+	if strings.Contains(said, "chdir") {
+		return exitCannotRun // the directory is not found, not the command
+	}
+	for _, missing := range []string{"not found", "no such file or directory"} {
+		if strings.Contains(said, missing) {
+			return exitNotFound
+		}
+	}
+	return exitCannotRun
 }

@@ -17,7 +17,7 @@ import (
 
 // Guests are guests that a test can look into. A console echoes what it is sent, in upper case. Exec knows the commands
 // "cat" (stdin to stdout), "echo ARGS", "err ARGS" (to stderr), "exit" (code 7), "size" (prints the first window size),
-// "env", and "panic".
+// and "env". "/etc/passwd" may not be run, and other commands are not found.
 type Guests struct {
 	Fake *Fake
 	// Log is what ConsoleLog gives; with follow, More follows.
@@ -126,7 +126,12 @@ func (g *Guests) Exec(ctx context.Context, who httpapi.Caller, tenant, name stri
 	if err := g.running(ctx, who, tenant, name); err != nil {
 		return 0, err
 	}
+	if p.User == "nobody-such" {
+		return 0, notStarted("the guest has no user %q", p.User)
+	}
 	switch p.Args[0] {
+	case "/etc/passwd":
+		return 0, notStarted("exec: %q: permission denied", p.Args[0])
 	case "cat":
 		_, err := io.Copy(p.Stdout, p.Stdin)
 		return 0, err
@@ -155,9 +160,13 @@ func (g *Guests) Exec(ctx context.Context, who httpapi.Caller, tenant, name stri
 		fmt.Fprintf(p.Stdout, "got %q\n", line)
 		return 3, err
 	default:
-		return 0, api.Errorf(api.CodeNotFound, "the guest has no %s", p.Args[0])
+		return 0, notStarted("exec: %q: executable file not found in $PATH", p.Args[0])
 	}
 	return 0, nil
+}
+
+func notStarted(format string, args ...any) error {
+	return api.Errorf(api.CodeInvalid, "the process can't be started: "+format, args...)
 }
 
 // Display is a peer that sends the RFB version and echoes.
