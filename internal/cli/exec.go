@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"github.com/croftproject/croft/api"
@@ -33,9 +34,10 @@ func (a *app) execCommand(k *servers) *cobra.Command {
 			return k.names(cmd, args, start)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			_, inTTY := terminal(cmd.InOrStdin())
+			in, inTTY := terminal(cmd.InOrStdin())
 			_, outTTY := terminal(cmd.OutOrStdout())
-			e.TTY = inTTY && outTTY
+			away := inTTY && background(in)
+			e.TTY = inTTY && outTTY && !away
 			if cmd.Flags().Changed("tty") {
 				e.TTY = tty
 			}
@@ -44,7 +46,7 @@ func (a *app) execCommand(k *servers) *cobra.Command {
 				return err
 			}
 			e.Env = env
-			if stdin {
+			if stdin && (!away || cmd.Flags().Changed("stdin")) {
 				e.Stdin = cmd.InOrStdin()
 			}
 			command := args[1:]
@@ -60,7 +62,7 @@ func (a *app) execCommand(k *servers) *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.SetInterspersed(false)
-	flags.BoolVarP(&tty, "tty", "t", false, "give it a terminal (default: if this is one)")
+	flags.BoolVarP(&tty, "tty", "t", false, "give it a terminal (default: if this is one, and the command in its foreground)")
 	flags.BoolVarP(&stdin, "stdin", "i", true, "pass standard input on")
 	flags.StringVarP(&e.User, "user", "u", "", "user[:group], by name or number (default root)")
 	flags.StringVarP(&e.Dir, "workdir", "w", "", "working directory")
@@ -102,6 +104,12 @@ func (a *app) exec(cmd *cobra.Command, name string, e client.Exec) error {
 		return exitCode(code)
 	}
 	return nil
+}
+
+// background tells whether a terminal is another job's of the shell: it stops who reads it or sets its mode (tcsetpgrp(3)).
+func background(terminal *os.File) bool {
+	group, err := unix.IoctlGetInt(int(terminal.Fd()), unix.TIOCGPGRP)
+	return err == nil && group != unix.Getpgrp()
 }
 
 // execEnv gives a name alone the value that it has here, and leaves it out where it has none, as docker-run(1) does.

@@ -33,6 +33,11 @@ func startOnTerminal(t *testing.T, socket string, args ...string) *onTerminal {
 	}
 	cmd := exec.Command(exe, args...)
 	cmd.Args[0] = "croft"
+	return startCommandOnTerminal(t, socket, cmd)
+}
+
+func startCommandOnTerminal(t *testing.T, socket string, cmd *exec.Cmd) *onTerminal {
+	t.Helper()
 	cmd.Env = append(os.Environ(), "CROFT_SOCKET="+socket, "TERM=xterm", "NO_COLOR=")
 	tty, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 30, Cols: 100})
 	if err != nil {
@@ -184,6 +189,18 @@ func TestExecOnTerminal(t *testing.T) {
 	}
 	if o.raw() {
 		t.Error("the terminal is still in raw mode")
+	}
+}
+
+// A shell's job in the background would be stopped if it read the terminal or set its mode.
+func TestExecInBackground(t *testing.T) {
+	socket, _, _ := serve(t)
+	newServer(t, socket, "web")
+	o := startCommandOnTerminal(t, socket, exec.Command("sh", "-c", "set -m; croft server exec web env & wait; croft server exec web cat & wait; echo over"))
+	o.expect("tty=false")
+	o.expect("over")
+	if code := o.end(); code != 0 {
+		t.Errorf("exit code %d", code)
 	}
 }
 
