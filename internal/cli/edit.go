@@ -196,7 +196,7 @@ func (k *kind[T, S]) putEdited(cmd *cobra.Command, name string, text []byte, rev
 		return api.Errorf(api.CodeMalformed, "%v", err)
 	}
 	var body map[string]any
-	if err := json.Unmarshal(data, &body); err != nil {
+	if err := json.Unmarshal(data, &body); err != nil || body == nil { // nil: nothing is left of the text
 		return api.Errorf(api.CodeMalformed, "it must have name and spec")
 	}
 	body["revision"] = revision
