@@ -61,7 +61,9 @@ func setPath(patch map[string]any, t reflect.Type, path, text string) error {
 	switch parts[0] {
 	case "spec", "name":
 	case "labels":
-		parts = []string{"labels", strings.TrimPrefix(path, "labels.")} // labels may hold dots
+		if name, ok := strings.CutPrefix(path, "labels."); ok {
+			parts = []string{"labels", name} // labels may hold dots
+		}
 	default:
 		parts = append([]string{"spec"}, parts...)
 	}
