@@ -60,8 +60,10 @@ func attach(ctx context.Context, cmd *cobra.Command, console *client.Console, na
 	printed := make(chan error, 1)
 	activity := make(chan struct{}, 1)
 	var quiet <-chan time.Time // set once the input has ended
+	var refused error          // what the console said to the last input
+	input := &detacher{r: cmd.InOrStdin(), keys: detach}
 	go func() {
-		_, err := io.Copy(console, &detacher{r: cmd.InOrStdin(), keys: detach})
+		_, err := io.Copy(console, input)
 		typed <- err
 	}()
 	go func() {
@@ -74,14 +76,17 @@ func attach(ctx context.Context, cmd *cobra.Command, console *client.Console, na
 		case <-ctx.Done():
 			return ctx.Err()
 		case size := <-sizes:
-			if err := console.Resize(size); err != nil {
-				return fmt.Errorf("tell the window's size: %w", err)
+			if refused = console.Resize(size); refused != nil {
+				sizes, quiet = nil, time.After(silence)
 			}
 		case err := <-typed:
-			if errors.Is(err, errDetached) {
+			switch {
+			case errors.Is(err, errDetached):
 				ending = "detached from " + name
-			} else if err != nil {
-				return err
+			case input.err != nil && !errors.Is(input.err, io.EOF):
+				return input.err
+			case err != nil:
+				refused = err // it is closed, or lost: its output tells which
 			}
 			typed, quiet = nil, time.After(silence)
 		case <-activity:
@@ -89,6 +94,9 @@ func attach(ctx context.Context, cmd *cobra.Command, console *client.Console, na
 				quiet = time.After(silence)
 			}
 		case <-quiet:
+			if refused != nil {
+				return fmt.Errorf("the connection to the console was lost: %w", refused)
+			}
 			ending = "detached from " + name
 		case err := <-printed:
 			if err != nil {
