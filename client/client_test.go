@@ -172,6 +172,7 @@ func TestExec(t *testing.T) {
 		"env":     {exec: client.Exec{Args: []string{"env"}, Env: []string{"A=1", "B=2"}, User: "u:g", Dir: "/srv"}, out: "A=1,B=2 user=u:g dir=/srv tty=false\n"},
 		"unknown": {exec: client.Exec{Args: []string{"nope"}}, problem: api.CodeInvalid},
 		"nothing": {exec: client.Exec{}, problem: api.CodeInvalid},
+		"a name":  {exec: client.Exec{Args: []string{"env"}, Env: []string{"A"}}, problem: api.CodeInvalid},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out, errOut bytes.Buffer

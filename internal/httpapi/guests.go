@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/coder/websocket"
 	"github.com/danielgtaylor/huma/v2"
@@ -268,6 +269,11 @@ func processOf(r *http.Request) (engine.Process, error) {
 	p := engine.Process{Args: q["cmd"], Env: q["env"], Dir: q.Get("cwd"), User: q.Get("user")}
 	if len(p.Args) == 0 || p.Args[0] == "" {
 		return p, api.Errorf(api.CodeInvalid, "there is no command to run: give cmd, once for each word")
+	}
+	for _, entry := range p.Env {
+		if name, _, ok := strings.Cut(entry, "="); !ok || name == "" {
+			return p, api.Errorf(api.CodeInvalid, "env is %q; it must be NAME=value", clip(entry))
+		}
 	}
 	if tty := q.Get("tty"); tty != "" {
 		on, err := strconv.ParseBool(tty)
