@@ -121,12 +121,16 @@ func (a *app) versionCommand(root *cobra.Command) *cobra.Command {
 				return err
 			}
 			daemon, err := c.Version(cmd.Context())
+			if a.output == "table" {
+				fmt.Fprintf(cmd.OutOrStdout(), "croft   %s\n", version())
+			}
+			if err != nil {
+				fmt.Fprintf(cmd.ErrOrStderr(), "daemon  %v\n", err)
+			}
 			if a.output != "table" {
 				return a.print(cmd.OutOrStdout(), map[string]string{"client": version(), "daemon": daemon.Version})
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "croft   %s\n", version())
 			if err != nil {
-				fmt.Fprintf(cmd.ErrOrStderr(), "daemon  %v\n", err)
 				return nil
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "daemon  %s\n", daemon.Version)
