@@ -14,7 +14,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
-	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/image"
 )
 
@@ -28,7 +27,8 @@ func (s *Store) pull(ctx context.Context, src image.Source, dir string) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", image.ErrBad, err)
 	}
-	found, err := remote.Image(ref, remote.WithContext(ctx), remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}))
+	found, err := remote.Image(ref, remote.WithContext(ctx), remote.WithTransport(boundedTransport{remote.DefaultTransport}),
+		remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}))
 	if err != nil {
 		return pullError(ref, err)
 	}
@@ -36,19 +36,16 @@ func (s *Store) pull(ctx context.Context, src image.Source, dir string) error {
 	if err != nil {
 		return pullError(ref, err)
 	}
-	total := int64(0)
-	for _, layer := range m.Layers {
-		if layer.Size < 0 || api.Bytes(layer.Size) > src.Limit || api.Bytes(total+layer.Size) > src.Limit {
-			return fmt.Errorf("%w: its layers are larger than the limit of %v", image.ErrBad, src.Limit)
-		}
-		total += layer.Size
+	total, err := checkManifest(m, src.Limit)
+	if err != nil {
+		return err
 	}
 	room, err := s.room()
 	if err != nil {
 		return err
 	}
-	if api.Bytes(total) > room.left() {
-		return room.lacks(api.Bytes(total))
+	if total > room.left() {
+		return room.lacks(total)
 	}
 	path, err := layout.Write(dir, empty.Index)
 	if err != nil {
