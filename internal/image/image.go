@@ -49,7 +49,7 @@ type Source struct {
 // Content is an image's content on this host. Paths are absolute, files in them are never written to, and an empty path
 // means that the image has no such part.
 type Content struct {
-	Digest  string      `json:"digest"` // "sha256:…" of the normalized content
+	Digest  string      `json:"digest"` // "sha256:…" of what it was made from
 	Format  string      `json:"format"` // build, tree, qcow2, raw, iso, oci
 	Size    api.Bytes   `json:"size"`   // space taken
 	MinDisk api.Bytes   `json:"minDisk"`

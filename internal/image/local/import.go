@@ -34,8 +34,8 @@ const (
 	smallestTree = 64 * api.MiB
 )
 
-// Import implements image.Store. The digest of a tree is that of the uncompressed archive, of an OCI image that of its
-// configuration, and of a disk or ISO that of the file.
+// Import implements image.Store. The digest follows from what was uploaded, byte for byte, or from the manifest in the
+// registry, and from the format that it was found to have.
 func (s *Store) Import(ctx context.Context, src image.Source, progress func(string, int)) (image.Content, error) {
 	if progress == nil {
 		progress = func(string, int) {}
@@ -72,14 +72,14 @@ func (s *Store) importNew(ctx context.Context, src image.Source, progress func(s
 
 func (s *Store) importTo(ctx context.Context, making, stage string, src image.Source, progress func(string, int)) (image.Content, error) {
 	job := unpack.Job{Limit: src.Limit, Files: mostFiles, Registry: src.Registry != ""}
-	var digest string
+	var from origin
 	var err error
 	if job.Registry {
 		progress("pull", 0)
-		err = s.pull(ctx, src, filepath.Join(stage, unpack.ArchiveName))
+		from, err = s.pull(ctx, src, filepath.Join(stage, unpack.ArchiveName))
 	} else {
 		progress("receive", 0)
-		digest, err = s.receive(ctx, src, filepath.Join(stage, unpack.UploadName))
+		from, err = s.receive(ctx, src, filepath.Join(stage, unpack.UploadName))
 	}
 	if err != nil {
 		return image.Content{}, err
@@ -90,43 +90,51 @@ func (s *Store) importTo(ctx context.Context, making, stage string, src image.So
 		return image.Content{}, err
 	}
 	progress("check", 90)
-	if result.Digest == "" {
-		result.Digest = digest
-	}
 	c, err := settle(making, stage, result, src.Limit)
 	if err != nil {
 		return image.Content{}, err
 	}
+	c.Digest = from.digest(c.Format)
 	return c, mounts.RemoveAll(stage)
 }
 
-// receive writes the upload to a file, and returns its digest.
-func (s *Store) receive(ctx context.Context, src image.Source, path string) (string, error) {
+// origin is where an image came from, as the parent saw it: "upload" or "manifest", and the digest of that.
+type origin struct{ kind, sum string }
+
+// digest names what was made of an upload. The sandbox has no word in it but for the format: a parser that was taken over
+// could name what it made as another image is named, and have it kept in that one's place.
+func (o origin) digest(format string) string {
+	sum := sha256.Sum256([]byte("import " + format + "\n" + o.kind + " " + o.sum + "\n"))
+	return digestPrefix + hex.EncodeToString(sum[:])
+}
+
+// receive writes the upload to a file.
+func (s *Store) receive(ctx context.Context, src image.Source, path string) (origin, error) {
 	if src.Reader == nil {
-		return "", errors.New("no source is given")
+		return origin{}, errors.New("no source is given")
 	}
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return "", err
+		return origin{}, err
 	}
 	defer file.Close()
 	room, err := s.room()
 	if err != nil {
-		return "", err
+		return origin{}, err
 	}
 	sum := sha256.New()
 	limited := io.LimitReader(contextReader{ctx, src.Reader}, int64(min(src.Limit, room.left()))+1)
 	n, err := io.Copy(io.MultiWriter(file, sum), limited)
 	if err != nil {
-		return "", fmt.Errorf("receive: %w", err)
+		return origin{}, fmt.Errorf("receive: %w", err)
 	}
 	if api.Bytes(n) > src.Limit {
-		return "", fmt.Errorf("%w: it is larger than the limit of %v", image.ErrBad, src.Limit)
+		return origin{}, fmt.Errorf("%w: it is larger than the limit of %v", image.ErrBad, src.Limit)
 	}
 	if api.Bytes(n) > room.left() {
-		return "", room.lacks(0)
+		return origin{}, room.lacks(0)
 	}
-	return digestPrefix + hex.EncodeToString(sum.Sum(nil)), file.Close()
+	return origin{"upload", digestPrefix + hex.EncodeToString(sum.Sum(nil))}, file.Close()
 }
 
 // contextReader ends a stream when its context does.
@@ -184,7 +192,7 @@ func (s *Store) unpack(ctx context.Context, stage string, job unpack.Job) (unpac
 // settle moves what the sandbox made to its place in the image's directory. Of the sandbox's word and work nothing is
 // taken on trust: a parser that was taken over may have put links there, or a disk that reaches outside itself.
 func settle(making, stage string, r unpack.Result, limit api.Bytes) (c image.Content, err error) {
-	c = image.Content{Digest: r.Digest, Format: r.Format, MinDisk: r.Virtual, App: r.App}
+	c = image.Content{Format: r.Format, MinDisk: r.Virtual, App: r.App}
 	switch r.Format {
 	case "tree", "oci":
 		c.Models, c.MinDisk = []api.Model{api.ModelOS}, smallestTree

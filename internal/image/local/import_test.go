@@ -133,27 +133,25 @@ func wantClean(t *testing.T, s *Store, count int) {
 
 func TestImportTree(t *testing.T) {
 	s, plain := newStore(t), rootTree(t)
-	var digest string
 	for form, data := range map[string][]byte{"plain": plain, "gzip": gzipped(t, plain), "zstd": zstandard(t, plain)} {
 		t.Run(form, func(t *testing.T) {
 			c, err := importBytes(t, s, data)
 			must(t, err)
-			if digest == "" {
-				digest = c.Digest
-			}
-			if c.Digest != digest {
-				t.Errorf("digest %s differs from %s of the same archive", c.Digest, digest)
-			}
 			checkTree(t, c)
+			again, err := importBytes(t, s, data)
+			must(t, err)
+			if again.Digest != c.Digest {
+				t.Errorf("digest %s differs from %s of the same upload", again.Digest, c.Digest)
+			}
+			wantClean(t, s, 1)
+			must(t, s.Remove(t.Context(), c.Digest))
+			must(t, s.Remove(t.Context(), c.Digest))
+			if _, err := s.Get(t.Context(), c.Digest); !errors.Is(err, image.ErrNotFound) {
+				t.Errorf("get after remove: %v", err)
+			}
+			wantClean(t, s, 0)
 		})
 	}
-	wantClean(t, s, 1)
-	must(t, s.Remove(t.Context(), digest))
-	must(t, s.Remove(t.Context(), digest))
-	if _, err := s.Get(t.Context(), digest); !errors.Is(err, image.ErrNotFound) {
-		t.Errorf("get after remove: %v", err)
-	}
-	wantClean(t, s, 0)
 }
 
 func checkTree(t *testing.T, c image.Content) {
@@ -397,6 +395,11 @@ func TestImportOCI(t *testing.T) {
 		must(t, remote.Write(ref, img))
 		c, err := s.Import(t.Context(), image.Source{Registry: where, PlainHTTP: true, Limit: 64 * api.MiB}, nil)
 		checkOCI(t, c, err)
+		again, err := s.Import(t.Context(), image.Source{Registry: where, PlainHTTP: true, Limit: 64 * api.MiB}, nil)
+		must(t, err)
+		if again.Digest != c.Digest {
+			t.Errorf("digest %s differs from %s of the same manifest", again.Digest, c.Digest)
+		}
 		_, err = s.Import(t.Context(), image.Source{Registry: where + "0", PlainHTTP: true, Limit: 64 * api.MiB}, nil)
 		if !errors.Is(err, image.ErrBad) {
 			t.Errorf("an image that the registry lacks: %v", err)
@@ -416,7 +419,7 @@ func TestImportOCI(t *testing.T) {
 			t.Errorf("a damaged layer: %v", err)
 		}
 	})
-	wantClean(t, s, 1)
+	wantClean(t, s, 3)
 }
 
 func TestImportSameAtOnce(t *testing.T) {

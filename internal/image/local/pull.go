@@ -18,43 +18,44 @@ import (
 )
 
 // pull fetches an image from a registry as an OCI layout. Digests are verified on the way; nothing is unpacked.
-func (s *Store) pull(ctx context.Context, src image.Source, dir string) error {
+func (s *Store) pull(ctx context.Context, src image.Source, dir string) (origin, error) {
 	options := []name.Option{}
 	if src.PlainHTTP {
 		options = append(options, name.Insecure)
 	}
 	ref, err := name.ParseReference(src.Registry, options...)
 	if err != nil {
-		return fmt.Errorf("%w: %w", image.ErrBad, err)
+		return origin{}, fmt.Errorf("%w: %w", image.ErrBad, err)
 	}
 	found, err := remote.Image(ref, remote.WithContext(ctx), remote.WithTransport(boundedTransport{remote.DefaultTransport}),
 		remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}))
 	if err != nil {
-		return pullError(ref, err)
+		return origin{}, pullError(ref, err)
 	}
 	m, err := found.Manifest()
 	if err != nil {
-		return pullError(ref, err)
+		return origin{}, pullError(ref, err)
 	}
 	total, err := checkManifest(m, src.Limit)
 	if err != nil {
-		return err
+		return origin{}, err
 	}
 	room, err := s.room()
 	if err != nil {
-		return err
+		return origin{}, err
 	}
 	if total > room.left() {
-		return room.lacks(total)
+		return origin{}, room.lacks(total)
 	}
 	path, err := layout.Write(dir, empty.Index)
 	if err != nil {
-		return err
+		return origin{}, err
 	}
 	if err := path.AppendImage(found); err != nil {
-		return pullError(ref, err)
+		return origin{}, pullError(ref, err)
 	}
-	return nil
+	sum, err := found.Digest()
+	return origin{"manifest", sum.String()}, err
 }
 
 // pullError parts what the registry doesn't have from a registry that doesn't answer.

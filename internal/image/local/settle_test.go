@@ -62,6 +62,39 @@ func TestSandboxIsNotTrusted(t *testing.T) {
 	}
 }
 
+// What a parser that was taken over says is another image's name is not.
+func TestSandboxNamesNoImage(t *testing.T) {
+	honest := newStore(t)
+	genuine, err := importBytes(t, honest, rootTree(t))
+	must(t, err)
+	takenOver := honest.o
+	takenOver.Executable = filepath.Join(t.TempDir(), "parser")
+	script := "#!/bin/sh\nmkdir /proc/self/fd/3/tree && echo '" + `{"format":"tree","digest":"` + genuine.Digest + `"}` + "'\n"
+	must(t, os.WriteFile(takenOver.Executable, []byte(script), 0o755))
+	hostile, err := New(takenOver)
+	must(t, err)
+	for name, there := range map[string]bool{"where that is": true, "where that is not": false} {
+		t.Run(name, func(t *testing.T) {
+			if !there {
+				must(t, honest.Remove(t.Context(), genuine.Digest))
+			}
+			c, err := importBytes(t, hostile, []byte("anything"))
+			must(t, err)
+			if c.Digest == genuine.Digest {
+				t.Error("it was kept under the name that the parser gave")
+			}
+			got, err := importBytes(t, honest, rootTree(t))
+			must(t, err)
+			if got.Digest != genuine.Digest {
+				t.Errorf("the same upload is kept as %s and %s", genuine.Digest, got.Digest)
+			}
+			if _, err := os.Stat(filepath.Join(got.Tree, "etc/hostname")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 func TestSizeIsTheDisksOwn(t *testing.T) {
 	making := t.TempDir()
 	stage := filepath.Join(making, stageName)

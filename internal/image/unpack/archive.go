@@ -5,8 +5,6 @@ import (
 	"bufio"
 	"bytes"
 	"compress/gzip"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"io"
 	"os"
@@ -64,38 +62,36 @@ func unpackArchive(dir string, file *os.File, job Job) (Result, error) {
 	if layered {
 		target = filepath.Join(dir, ArchiveName)
 	}
-	digest, err := unpackTar(target, file, job)
-	if err != nil {
+	if err := unpackTar(target, file, job); err != nil {
 		return Result{}, err
 	}
 	if layered {
 		return unpackOCI(dir, target, job)
 	}
-	return Result{Format: "tree", Digest: digest}, nil
+	return Result{Format: "tree"}, nil
 }
 
-// unpackTar unpacks a plain archive, and returns the digest of the uncompressed stream.
-func unpackTar(target string, file io.Reader, job Job) (string, error) {
+// unpackTar unpacks a plain archive.
+func unpackTar(target string, file io.Reader, job Job) error {
 	stream, err := decompress(file)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer stream.Close()
 	x, err := newExtractor(target, refuseLinks, job)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer x.close()
-	sum := sha256.New()
-	bounded := bound(io.TeeReader(stream, sum), job)
+	bounded := bound(stream, job)
 	if err := x.extract(bounded); err != nil {
-		return "", err
+		return err
 	}
-	// What follows the archive's end belongs to the stream.
+	// What follows the archive's end may be damaged too.
 	if _, err := io.Copy(io.Discard, bounded); err != nil {
-		return "", archiveError(err)
+		return archiveError(err)
 	}
-	return "sha256:" + hex.EncodeToString(sum.Sum(nil)), nil
+	return nil
 }
 
 // isLayered tells an OCI layout, or what docker save writes, from a root tree.

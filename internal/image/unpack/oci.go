@@ -102,8 +102,7 @@ func unpackOCI(dir, archive string, job Job) (Result, error) {
 			return Result{}, err
 		}
 	}
-	sum := sha256.Sum256(found.config)
-	return Result{Format: "oci", Digest: "sha256:" + hex.EncodeToString(sum[:]), App: c.app()}, os.RemoveAll(archive)
+	return Result{Format: "oci", App: c.app()}, os.RemoveAll(archive)
 }
 
 // layer unpacks one layer and checks that it is the one that the configuration means.

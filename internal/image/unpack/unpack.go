@@ -37,10 +37,7 @@ func (j Job) most() api.Bytes { return min(j.Limit, j.Room) }
 
 // Result is what the child tells the parent.
 type Result struct {
-	Format string `json:"format,omitempty"` // tree, qcow2, raw, iso, oci
-	// Digest is the content's: of the uncompressed archive (tree), of the configuration, which names the layers
-	// uncompressed (oci); empty where that of the upload does (qcow2, raw, iso).
-	Digest  string    `json:"digest,omitempty"`
+	Format  string    `json:"format,omitempty"` // tree, qcow2, raw, iso, oci
 	App     *api.App  `json:"app,omitempty"`
 	Virtual api.Bytes `json:"virtual,omitempty"` // size of the disk
 	Bad     string    `json:"bad,omitempty"`     // why it is no image
