@@ -104,14 +104,15 @@ func (o *Options) complete() (err error) {
 
 // product makes the engines that a host has, the preferred ones of a model first.
 func (o *Options) product(k *keeper.Client, groups *cgroup.Tree, group string) []engine.Engine {
-	vm := qemu.Options{OOMKilled: func(path string) bool {
+	oomKilled := func(path string) bool {
 		u, err := groups.Usage(filepath.Base(path))
 		return err == nil && u.OOMKills > 0
-	}}
+	}
+	vm := qemu.Options{OOMKilled: oomKilled}
 	return []engine.Engine{
 		oci.New(oci.Options{Runtime: o.OCIRuntime, Keeper: k, Root: filepath.Join(o.RunDir, "oci"), Cgroup: group + "/" + agent.ProbeGroup}),
 		qemu.NewMicroVM(k, vm),
-		uml.New(uml.Config{Keeper: k, Groups: groups, RunDir: o.RunDir}),
+		uml.New(uml.Config{Keeper: k, Groups: groups, OOMKilled: oomKilled, RunDir: o.RunDir}),
 		qemu.NewFull(k, vm),
 	}
 }

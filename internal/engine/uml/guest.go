@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/engine"
 	"github.com/croftproject/croft/internal/engine/uml/mconsole"
@@ -86,6 +88,8 @@ func (g *Guest) reason(code, signal int) string {
 		return "asked"
 	case code < 0:
 		return "lost"
+	case signal == int(unix.SIGKILL) && g.engine.OOMKilled != nil && g.engine.OOMKilled(g.m.Cgroup):
+		return "oom"
 	case signal != 0:
 		return "signal" // a panic is SIGABRT
 	case code != 0:

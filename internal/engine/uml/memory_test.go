@@ -2,6 +2,7 @@ package uml_test
 
 import (
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/cgroup"
 	"github.com/croftproject/croft/internal/engine"
 	"github.com/croftproject/croft/internal/engine/uml"
 )
@@ -62,6 +64,31 @@ func TestMemoryIsItsOwn(t *testing.T) {
 	}
 	if mounts, err := os.ReadFile("/proc/self/mounts"); err != nil || strings.Contains(string(mounts), m.RunDir) {
 		t.Errorf("the file system is left, %v", err)
+	}
+}
+
+// A guest whose processes outgrow its group ends for want of memory, and its exit says so.
+func TestExitOutOfMemory(t *testing.T) {
+	w := newWorld(t)
+	m := w.machine(t, "oom")
+	g, s := w.boot(t, m)
+	usage, err := w.groups.Usage(m.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.groups.Set(m.ID, cgroup.Limits{Shares: 100, MemoryLimit: usage.Memory + 4*api.MiB, PIDs: 4096}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(s.conn, "mount -t tmpfs -o size=60m none /mnt; head -c 40000000 /dev/urandom > /mnt/x\n"); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-g.Done():
+	case <-within(t, 60*time.Second).Done():
+		t.Fatal("the guest has not ended")
+	}
+	if exit := g.Exit(); exit.Reason != "oom" {
+		t.Errorf("got %+v", exit)
 	}
 }
 

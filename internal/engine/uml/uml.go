@@ -45,6 +45,9 @@ type Groups interface {
 type Config struct {
 	Keeper engine.Keeper
 	Groups Groups
+	// OOMKilled tells whether the kernel killed a process in a cgroup for want of memory since the cgroup was made. Nil:
+	// a guest that was killed for it counts as ended by a signal.
+	OOMKilled func(cgroup string) bool
 	// Kernel is the UML kernel. Default: /usr/bin/linux.uml, of the Debian package user-mode-linux.
 	Kernel string
 	// RunDir is a directory for what a probe makes; its user passes through it. Default: the directory of temporary files.

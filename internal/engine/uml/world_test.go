@@ -101,7 +101,10 @@ func removeParent(t testing.TB, parent string) {
 }
 
 func (w *world) engine(testing.TB) engine.Engine {
-	return uml.New(uml.Config{Keeper: w.keeper, Groups: w.groups})
+	return uml.New(uml.Config{Keeper: w.keeper, Groups: w.groups, OOMKilled: func(path string) bool {
+		u, err := w.groups.Usage(filepath.Base(path))
+		return err == nil && u.OOMKills > 0
+	}})
 }
 
 // machine makes a machine with a copy of the image, and a user of its own.
