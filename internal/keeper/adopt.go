@@ -90,12 +90,12 @@ func (k *keeper) recoverConsole(p *process) error {
 	if p.record.ConsoleFD == 0 {
 		return ErrNoConsole
 	}
-	fd, err := unix.PidfdGetfd(int(rawFD(p.adopted)), p.record.ConsoleFD, 0)
-	if err != nil {
-		return fmt.Errorf("take terminal: %w", err)
+	take := takeTerminal
+	if !p.spec.Terminal {
+		take = takePipe
 	}
-	if err := unix.SetNonblock(fd, true); err != nil {
-		unix.Close(fd)
+	in, err := take(p.adopted, p.record.ConsoleFD)
+	if err != nil {
 		return err
 	}
 	var log *rollingLog
@@ -109,7 +109,7 @@ func (k *keeper) recoverConsole(p *process) error {
 	if !p.record.Status.Ready.IsZero() {
 		ready = ""
 	}
-	p.console = newConsole(os.NewFile(uintptr(fd), "terminal"), p.spec.Terminal, log, ready, func(at time.Time) { k.ran(p, at) })
+	p.console = newConsole(in, p.spec.Terminal, log, ready, func(at time.Time) { k.ran(p, at) })
 	go k.guard("console of "+p.spec.ID, p.console.run)
 	return nil
 }

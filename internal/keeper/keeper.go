@@ -43,7 +43,8 @@ type Spec struct {
 
 	// PIDFile makes Args a command that detaches (an OCI runtime): when it exits with 0, the process named in PIDFile is
 	// the guest. ConsoleSocket, if set, is a path that the keeper listens on while the command runs and on which it
-	// receives the guest's terminal (runc's --console-socket); without it the guest's output is the command's.
+	// receives the guest's terminal (runc's --console-socket); without it the guest's output is the command's, and a next
+	// keeper takes it from the guest's standard output.
 	PIDFile       string `json:"pidFile,omitempty"`
 	ConsoleSocket string `json:"consoleSocket,omitempty"`
 	// Terminal gives a process that does not detach a terminal in raw mode as standard input, output and error; it

@@ -316,6 +316,28 @@ func TestDetach(t *testing.T) {
 			t.Errorf("log %q, %v", log, err)
 		}
 	})
+	t.Run("output under the next keeper", func(t *testing.T) {
+		gate := filepath.Join(dir, "gate")
+		if err := unix.Mkfifo(gate, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s := spec("kept", "echo one; read x < "+gate+"; echo two; echo three; exec tail -f /dev/null", "")
+		s.Ready = "three"
+		running := start(t, c, s)
+		expect(t, attach(t, c, "kept", nil), "one")
+		killKeeper(t, running.PID)
+		if err := os.WriteFile(gate, []byte("\n"), 0); err != nil {
+			t.Fatal(err)
+		}
+		<-c.Ready("kept")
+		if err := c.Signal(t.Context(), "kept", unix.SIGKILL); err != nil {
+			t.Error(err)
+		}
+		wait(t, c, "kept")
+		if log, err := os.ReadFile(s.Log); string(log) != "one\ntwo\nthree\n" {
+			t.Errorf("log %q, %v", log, err)
+		}
+	})
 	for name, socket := range map[string]string{"fails": "", "fails with terminal": filepath.Join(dir, "f.sock")} {
 		t.Run(name, func(t *testing.T) {
 			_, err := c.Start(t.Context(), spec("bad", "fail", socket))

@@ -96,8 +96,11 @@ func (l *launch) prepare() (err error) {
 		l.stdio = append(l.stdio, file)
 	}
 	// The process itself keeps its console open for a next keeper (see adopt). A command that detaches is not the
-	// process.
-	if l.in != nil && s.PIDFile == "" {
+	// process, which has its standard output.
+	switch {
+	case l.in != nil && s.PIDFile != "":
+		l.consoleFD = unix.Stdout
+	case l.in != nil:
 		other, err := dup(l.in)
 		if err != nil {
 			return err

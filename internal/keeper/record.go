@@ -21,8 +21,8 @@ type record struct {
 	Status Status `json:"status"`
 	Boot   string `json:"boot"`
 	Start  uint64 `json:"start"` // ticks after boot, see stat
-	// ConsoleFD is the descriptor by which the process itself holds its console's other end, for a new keeper to take;
-	// 0 for none.
+	// ConsoleFD is the descriptor by which the process itself holds its console's other end, or the pipe that it prints to,
+	// for a new keeper to take; 0 for none.
 	ConsoleFD int `json:"consoleFD,omitempty"`
 }
 

@@ -55,6 +55,19 @@ func peer(master *os.File) (*os.File, error) {
 	return os.NewFile(fd, "terminal peer"), nil
 }
 
+// takeTerminal takes the master that a process holds as fd (pidfd_getfd(2)).
+func takeTerminal(pidfd *os.File, fd int) (*os.File, error) {
+	own, err := unix.PidfdGetfd(int(rawFD(pidfd)), fd, 0)
+	if err != nil {
+		return nil, fmt.Errorf("take terminal: %w", err)
+	}
+	if err := unix.SetNonblock(own, true); err != nil {
+		unix.Close(own)
+		return nil, err
+	}
+	return os.NewFile(uintptr(own), "terminal"), nil
+}
+
 func setSize(master *os.File, size WinSize) error {
 	raw, err := master.SyscallConn()
 	if err != nil {

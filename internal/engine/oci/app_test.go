@@ -108,6 +108,39 @@ func TestApplicationErrors(t *testing.T) {
 	}
 }
 
+// TestKeeperKilled: an application goes on printing when the keeper is killed, and the next one logs it.
+func TestKeeperKilled(t *testing.T) {
+	w := newWorld(t)
+	m := w.application(t, "kept", api.App{
+		Entrypoint: []string{"/bin/sh", "-c"},
+		Args:       []string{"echo one; until [ -e /tmp/go ]; do sleep 0.1; done; echo two; echo three; exec sleep 1000000"},
+	})
+	g := start(t, w, m)
+	waitLog(limit(t, 10*time.Second), t, m, "one\n")
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", g.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var parent int
+	if _, err := fmt.Sscanf(string(stat[bytes.LastIndexByte(stat, ')')+4:]), "%d", &parent); err != nil || parent <= 1 || parent == os.Getpid() {
+		t.Fatalf("no keeper: %d, %v", parent, err)
+	}
+	if err := unix.Kill(parent, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(m.Root.Path, "tmp/go"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	waitLog(limit(t, 20*time.Second), t, m, "one\ntwo\nthree\n")
+	if status, err := w.keeper.Get(limit(t, 10*time.Second), m.ID); err != nil || !status.Ended.IsZero() || status.PID != g.PID() {
+		t.Errorf("the keeper knows %+v, %v", status, err)
+	}
+	if err := g.Stop(limit(t, 10*time.Second), engine.Kill); err != nil {
+		t.Error(err)
+	}
+	<-g.Done()
+}
+
 // TestReboot: a system that restarts itself says so.
 func TestReboot(t *testing.T) {
 	w := newWorld(t)
