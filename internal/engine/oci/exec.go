@@ -2,6 +2,7 @@ package oci
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,12 +38,9 @@ func (g *Guest) Exec(ctx context.Context, p engine.Process) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("exec in %s: %w", g.m.ID, err)
 	}
-	dir, err := os.MkdirTemp("", "croft-exec-")
-	if err != nil {
-		return 0, fmt.Errorf("exec in %s: %w", g.m.ID, err)
-	}
-	defer os.RemoveAll(dir)
-	s := &session{guest: g, process: p, dir: dir}
+	// The bundle takes them along, should this process not live to remove them: environments may hold secrets.
+	s := &session{guest: g, process: p, files: bundleOf(g.m).file("exec-" + rand.Text())}
+	defer s.remove()
 	if p.TTY {
 		s.size = firstSize(p.Resize)
 		// The runtime itself sizes the terminal only once the process runs.
@@ -123,7 +121,7 @@ func setEnv(env []string, name, value string) []string {
 type session struct {
 	guest   *Guest
 	process engine.Process
-	dir     string
+	files   string // what their paths begin with
 	cmd     *exec.Cmd
 	size    engine.WinSize // at the start, with a terminal
 }
@@ -140,12 +138,12 @@ func (s *session) prepare(ctx context.Context, spec *specs.Process) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(s.file("process.json"), data, 0o600); err != nil {
+	if err := os.WriteFile(s.file("json"), data, 0o600); err != nil {
 		return err
 	}
 	args := []string{
 		binary, "--root", s.guest.engine.runtime.root, "--log", s.file("log"), "--log-format", "json",
-		"exec", "--process", s.file("process.json"), "--pid-file", s.file("pid"),
+		"exec", "--process", s.file("json"), "--pid-file", s.file("pid"),
 	}
 	if s.process.TTY {
 		// The terminal is hung up when the process ends, whoever else has it open.
@@ -159,7 +157,13 @@ func (s *session) prepare(ctx context.Context, spec *specs.Process) error {
 	return nil
 }
 
-func (s *session) file(name string) string { return s.dir + "/" + name }
+func (s *session) file(name string) string { return s.files + "." + name }
+
+func (s *session) remove() {
+	for _, name := range []string{"json", "log", "pid"} {
+		_ = os.Remove(s.file(name)) // what is left goes with the bundle
+	}
+}
 
 // kill ends the process in the guest; who waits for it follows. Killed itself, the runtime would leave the process running.
 func (s *session) kill() error {

@@ -23,6 +23,16 @@ func (b bundle) file(name string) string { return filepath.Join(string(b), name)
 
 // remove unmounts and removes all of it. It is idempotent.
 func (b bundle) remove() error {
+	var err error
+	for range 10 { // a runtime that was to start a process in the guest may still write why it did not
+		if err = b.empty(); !errors.Is(err, unix.ENOTEMPTY) {
+			break
+		}
+	}
+	return err
+}
+
+func (b bundle) empty() error {
 	entries, err := os.ReadDir(string(b))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil

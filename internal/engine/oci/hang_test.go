@@ -1,9 +1,12 @@
 package oci_test
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -113,6 +116,85 @@ func TestHangingStartEnds(t *testing.T) {
 		}
 		w.checkGone(t, m)
 	}
+}
+
+// What an exec writes down, environment and all, goes with the guest when the daemon does not live to remove it.
+func TestExecLeavesNothing(t *testing.T) {
+	if path := os.Getenv("CROFT_TEST_EXEC"); path != "" {
+		execAndDie(t, path)
+	}
+	w := newWorld(t)
+	m := w.machine(t, "exec")
+	g := start(t, w, m)
+	before, err := filepath.Glob(filepath.Join(os.TempDir(), "croft-exec-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(w.dir, "exec.json")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	daemon := exec.Command(os.Args[0], "-test.run=^TestExecLeavesNothing$")
+	daemon.Env = append(os.Environ(), "CROFT_TEST_EXEC="+path)
+	out, err := daemon.StdoutPipe()
+	if err == nil {
+		err = daemon.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "running\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	if err := daemon.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = daemon.Wait()
+	if left, _ := filepath.Glob(filepath.Join(m.RunDir, "oci", "exec-*.json")); len(left) != 1 {
+		t.Errorf("the exec has written %v", left)
+	}
+	if now, _ := filepath.Glob(filepath.Join(os.TempDir(), "croft-exec-*")); len(now) > len(before) {
+		t.Errorf("left in the directory of temporary files: %v", now)
+	}
+	if err := g.Stop(limit(t, 10*time.Second), engine.Kill); err != nil {
+		t.Fatal(err)
+	}
+	<-g.Done()
+	if err := g.Release(limit(t, 20*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := os.ReadDir(m.RunDir); len(left) > 0 {
+		t.Errorf("left in RunDir: %v", left)
+	}
+}
+
+// execAndDie is a daemon that is killed in an exec.
+func execAndDie(t *testing.T, path string) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m engine.Machine
+	if err := json.Unmarshal(data, &m); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Dir(path)
+	client, err := keeper.Connect(t.Context(), filepath.Join(dir, "k"), keeper.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := oci.New(oci.Options{Keeper: client, Root: filepath.Join(dir, "rt")}).Launch(limit(t, 20*time.Second), &m) // it runs already
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = g.(engine.Execer).Exec(t.Context(), engine.Process{
+		Args: []string{"/bin/sh", "-c", "echo running; exec sleep 1000000"}, Env: []string{"SECRET=x"}, Stdout: os.Stdout,
+	})
+	t.Fatal(err)
 }
 
 // waitProcess waits until a process is in the machine's group.
