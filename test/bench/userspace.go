@@ -168,23 +168,25 @@ func umlUserspace(ctx context.Context, l *lab) ([]Row, error) {
 func microvmUserspace(ctx context.Context, l *lab) ([]Row, error) {
 	return userspace{
 		row: "microvm/userspace", engine: "microvm", model: api.ModelPara, peer: "qemu microvm", rounds: 4, program: "qemu-system",
-		disk: func(h *host, target string) error { return copyImage(h, "rootfs.ext4", target) }, bare: bareQEMU,
+		disk: func(h *host, target string) error { return layer(h, "rootfs.ext4", target) }, bare: bareQEMU,
 	}.run(ctx, l)
 }
 
 func qemuUserspace(ctx context.Context, l *lab) ([]Row, error) {
 	return userspace{
 		row: "qemu/userspace", engine: "qemu", model: api.ModelFull, peer: "qemu q35", rounds: 4, program: "qemu-system",
-		disk: func(h *host, target string) error {
-			base, err := h.imageFile("disk.raw")
-			if err != nil {
-				return err
-			}
-			_ = os.Remove(target)
-			return exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", target).Run()
-		},
-		bare: bareQEMU,
+		disk: func(h *host, target string) error { return layer(h, "disk.raw", target) }, bare: bareQEMU,
 	}.run(ctx, l)
+}
+
+// layer makes a disk above a file of the image, as the volumes of QEMU's servers are.
+func layer(h *host, name, target string) error {
+	base, err := h.imageFile(name)
+	if err != nil {
+		return err
+	}
+	_ = os.Remove(target)
+	return exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", target).Run()
 }
 
 // bareQEMU drops from QEMU's command line what a server has besides its machine: the sandbox, the control sockets, the
