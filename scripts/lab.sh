@@ -17,12 +17,15 @@ say() { printf '\033[2m· %4d s  %s\033[0m\n' "$SECONDS" "$*" >&2; }
 
 # The runs, in order: a name, a package, and the arguments of its test program. The guest is ten times slower than its
 # host, and its guests ten times slower than that: what only computes is left to `make test`.
-# In short mode a package leaves out what takes long and is not about the host.
+# Those of test/e2e have daemons of their own, beside the one of the package.
 runs() {
-	cat <<-RUNS
+	cat <<-'RUNS'
 		install         test/lab                     -test.run=^TestInstalled
 		reboot
 		rebooted        test/lab                     -test.run=^TestRebooted
+		life            test/e2e                     -test.run=^TestHost$/^(life|live|limits|network)$
+		survival        test/e2e                     -test.run=^TestSurvival$
+		faults          test/e2e                     -test.run=^TestFaults$/^runc$/^(create|delete)$//^kill$
 		cgroup          internal/cgroup
 		accel           internal/engine/qemu/accel
 		keeper          internal/keeper
@@ -63,6 +66,7 @@ disk() {
 		[ ! -d "$package/testdata" ] || cp -rT "$package/testdata" "$tree/testdata"
 		echo "$name $program $arguments -test.timeout=10m"
 	done < <(runs) >"$tree/runs"
+	go build -ldflags '-s -w' -o "$tree/bin/faultd" ./test/faultd
 	cp test/lab/guest.sh "$tree/"
 	cp build/croft_*_amd64.deb "$tree/croft.deb"
 	mkfs.ext4 -q -F -L croft-lab -d "$tree" "$1/lab.raw" 1G

@@ -35,7 +35,7 @@ while read -r name program arguments <&3; do
 	say "run $name"
 	began=$SECONDS
 	# shellcheck disable=SC2086  # arguments are words
-	CROFT_LAB=1 CROFT_BIN=/usr/bin/croft "bin/$program" -test.v=test2json $arguments 2>&1 </dev/null | tee "out/$name.log" |
+	CROFT_LAB=1 CROFT_BIN=/usr/bin/croft CROFT_FAULTD=/lab/bin/faultd "bin/$program" -test.v=test2json $arguments 2>&1 </dev/null | tee "out/$name.log" |
 		grep -a --line-buffered -E -o -- '--- (FAIL.*|PASS: Test(Installed|Rebooted|Purged)/.*)'
 	status=${PIPESTATUS[0]}
 	echo "$status" >"out/$name.exit"

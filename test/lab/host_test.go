@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/client"
@@ -22,9 +21,6 @@ const (
 	runDir   = "/run/croft"
 	groups   = "/sys/fs/cgroup/croft"
 )
-
-// The lab guest is emulated, and its guests with kernels of their own are again: a start takes a minute on a busy machine.
-func init() { world.Patience = 6 * time.Minute }
 
 // host is the machine that the tests run on, with a client of its daemon.
 func host(t *testing.T) *world.World {
