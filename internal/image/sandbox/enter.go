@@ -71,6 +71,9 @@ func enterRoot() error {
 			return err
 		}
 	}
+	if err := showThreads(root, root+"/old"); err != nil {
+		return err
+	}
 	if err := unix.MoveMount(treeFD, "", unix.AT_FDCWD, root+Work, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("attach work directory: %w", err)
 	}
