@@ -42,7 +42,7 @@ type ServerSpec struct {
 	Ports  []Port  `json:"ports,omitempty" doc:"Attachments to networks; at most one today."`
 	Grants []Grant `json:"grants,omitempty" doc:"Host resources and privileges handed to the guest; each must be allowed to the tenant by the operator."`
 
-	Firmware Firmware `json:"firmware,omitempty" enum:"bios,uefi" default:"bios" doc:"Firmware of a full server."`
+	Firmware Firmware `json:"firmware,omitempty" enum:"bios,uefi" default:"bios" doc:"Firmware of a full server; uefi takes at least 192MiB of memory."`
 	Devices  Devices  `json:"devices,omitempty" enum:"virtio,emulated" default:"virtio" doc:"Kind of disk and network devices that a full server sees: virtio, or AHCI and e1000e for systems without virtio drivers."`
 	CDROM    string   `json:"cdrom,omitempty" doc:"ISO image in the CD-ROM drive of a full server; boots first where the disk is empty."`
 

@@ -12,6 +12,7 @@ import (
 const (
 	maxCPUs      = 255            // more need an IOMMU with interrupt remapping
 	minMemory    = 32 * api.MiB   // firmware and a small kernel
+	minUEFI      = 192 * api.MiB  // a small kernel and its RAM file system beside OVMF, which crashes where they don't fit
 	maxMemory    = 4 * api.TiB    //
 	hugePageSize = 2 * api.MiB    // x86-64's default huge page
 	maxMountTag  = 31             // of 9p (linux, include/uapi/linux/virtio_9p.h; QEMU, MAX_TAG_LEN)
@@ -29,6 +30,9 @@ func validateFull(s *api.ServerSpec) []api.FieldError {
 	errs := validateCommon(s, api.ModelFull, Full)
 	if s.Firmware != "" && s.Firmware != api.FirmwareBIOS && s.Firmware != api.FirmwareUEFI {
 		errs.add(api.CodeInvalid, "/spec/firmware", "is bios or uefi, not %q", s.Firmware)
+	}
+	if s.Firmware == api.FirmwareUEFI && s.Memory.Limit < minUEFI {
+		errs.add(api.CodeInvalid, "/spec/memory/limit", "is at least %v where the firmware is uefi, not %v", minUEFI, s.Memory.Limit)
 	}
 	if s.Devices != "" && s.Devices != api.DevicesVirtio && s.Devices != api.DevicesEmulated {
 		errs.add(api.CodeInvalid, "/spec/devices", "is virtio or emulated, not %q", s.Devices)
