@@ -17,7 +17,7 @@ runtime=(
 	e2fsprogs iproute2 ca-certificates
 )
 build=(make git dpkg-dev jq)
-tests=(gcc libc6-dev iputils-ping socat xfsprogs nftables iperf3 genisoimage zstd)
+tests=(gcc libc6-dev iputils-ping socat xfsprogs nftables iperf3 genisoimage isolinux zstd)
 peers=(lxd lxd-client libvirt-daemon-system libvirt-clients)
 go_version=$(sed -n 's/^go //p' "$(dirname "$0")/../go.mod")
 

@@ -19,6 +19,7 @@ func TestHost(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *world.World){
 		"ends": testEnds, "live": testLive, "idempotency": testIdempotency, "limits": testLimits, "admission": testAdmission,
 		"network": testNetwork, "tenants": testTenants, "grants": testGrants, "images": testImages,
+		"firmware": testFirmware,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -7,7 +7,6 @@ import (
 	"log"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -25,7 +24,7 @@ import (
 	"github.com/croftproject/croft/test/world"
 )
 
-// testImages imports images of each form and runs servers from them.
+// testImages imports images of each form but disks, and runs servers from them.
 func testImages(t *testing.T, w *world.World) {
 	t.Run("tree", func(t *testing.T) {
 		t.Parallel()
@@ -69,34 +68,6 @@ func testImages(t *testing.T, w *world.World) {
 			t.Fatalf("import: %s", job.Status.Error)
 		}
 		testEnding(t, w, "from-registry")
-	})
-	t.Run("qcow2", func(t *testing.T) {
-		t.Parallel()
-		qcow2 := filepath.Join(t.TempDir(), "disk.qcow2")
-		disks, _ := filepath.Glob(filepath.Join(w.StateDir, "images", "*", "disk.raw"))
-		if len(disks) == 0 {
-			t.Fatal("micro has no disk")
-		}
-		if out, err := exec.Command("qemu-img", "convert", "-c", "-O", "qcow2", disks[0], qcow2).CombinedOutput(); err != nil {
-			t.Fatalf("make a qcow2: %v\n%s", err, out)
-		}
-		data, err := os.ReadFile(qcow2)
-		if err != nil {
-			t.Fatal(err)
-		}
-		importBytes(t, w, "from-qcow2", data)
-		spec := small(api.ModelFull, "qemu")
-		spec.Image = "from-qcow2"
-		w.Create(t, "image-qcow2", spec)
-		w.Phase(t, "image-qcow2", api.PhaseRunning)
-		attach(t, w, "image-qcow2").ok("true")
-		w.Remove(t, "image-qcow2")
-		_, err = w.Servers(world.Tenant).Create(t.Context(), client.Create[api.ServerSpec]{Name: "no", Spec: func() api.ServerSpec {
-			s := small(api.ModelOS, "")
-			s.Image = "from-qcow2"
-			return s
-		}()})
-		wantCode(t, err, api.CodeInvalid, "/spec/image")
 	})
 }
 
