@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"fmt"
-	"hash/fnv"
 	"net"
 	"net/netip"
 	"os"
@@ -17,41 +16,22 @@ import (
 	"github.com/croftproject/croft/internal/state"
 )
 
-// Ranges of host ids are 65536 ids each, well above those of the host's own users (login.defs(5), SUB_UID_MIN).
-const (
-	idRange   = 65536
-	firstBase = 16 * idRange
-	lastBase  = 28000 * idRange // below 2^31, and below the ids of the sandbox of images
-)
-
 // prepare makes the server's directories and gives it an id range of its own.
 func (a *Agent) prepare(m *machine, rec *state.Server) error {
 	m.torn = false
-	if err := os.MkdirAll(m.run, 0o711); err != nil {
-		return err
-	}
-	return m.update(func(l *local) {
-		l.Engine, l.Torn = rec.Engine, false
-		if l.IDBase == 0 {
-			l.IDBase = a.takeBase(m.id)
-		}
-	})
-}
-
-// takeBase picks the id range of a server: where its id hashes to, or the next free one.
-func (a *Agent) takeBase(id string) uint32 {
-	h := fnv.New32a()
-	h.Write([]byte(id))
-	const slots = (lastBase - firstBase) / idRange
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for slot := h.Sum32() % slots; ; slot = (slot + 1) % slots {
-		base := uint32(firstBase + slot*idRange)
-		if a.bases[base] == "" {
-			a.bases[base] = id
-			return base
+	for _, dir := range []string{m.dir, m.run} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
 		}
 	}
+	base := m.remembered().IDBase
+	if base == 0 {
+		var err error
+		if base, err = a.ids.take(m.id, m.dir); err != nil {
+			return fmt.Errorf("find an id range: %w", err)
+		}
+	}
+	return m.update(func(l *local) { l.Engine, l.IDBase, l.Torn = rec.Engine, base, false })
 }
 
 // volume describes the root volume of a server.

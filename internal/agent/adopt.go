@@ -53,6 +53,17 @@ func (a *Agent) recoverGuest(ctx context.Context, m *machine, rec *state.Server)
 	return nil
 }
 
+// keepIDs claims the id range that a server has. One that another has too goes on: its files belong to those ids.
+func (a *Agent) keepIDs(m *machine) {
+	base := m.remembered().IDBase
+	if base == 0 {
+		return
+	}
+	if err := a.ids.keep(base, m.dir); err != nil {
+		a.Logger.Warn("the id range of a server can't be claimed; it goes on with it", "server", m.id, "first", base, "error", err)
+	}
+}
+
 // lost takes note that a guest ended, nobody knows how.
 func (a *Agent) lost(m *machine, rec *state.Server) error {
 	exit := api.Exit{Code: -1, Reason: exitLost, Time: a.Now()}

@@ -70,6 +70,7 @@ type Options struct {
 	HostID, HostName string
 	StateDir         string              // for servers/ID
 	RunDir           string              // for s/ID; short, on a file system that a reboot empties
+	IDDir            string              // tells whose each range of ids is; one for all daemons of a machine
 	BootID           string              // of the host's kernel (proc(5), random/boot_id)
 	CPUs             []int               // host CPUs, by number
 	Capacity         func() api.MilliCPU // what guests may use of them
@@ -96,6 +97,7 @@ type Agent struct {
 	nets    *networks
 	status  *reporter
 	boot    *bootOrder
+	ids     ranges
 	divider *divider
 	metrics *metrics
 	ioDev   [2]int64   // block device below the pool
@@ -110,7 +112,6 @@ type Agent struct {
 	foreign   map[string]bool // servers of other hosts: what this one has of them is left alone
 	machines  map[string]*machine
 	accel     map[string]string // accelerator, by engine
-	bases     map[uint32]string // id ranges in use
 	left      map[string]bool   // servers of which an earlier daemon left something
 	undecided map[string]bool   // servers that a reboot of the host is to be taken note of for
 	seen      chan struct{}     // closed once the first list of records was taken in
@@ -139,8 +140,9 @@ type machine struct {
 func New(o Options) *Agent {
 	a := &Agent{
 		Options: o, engines: map[string]engine.Engine{}, desired: map[string]*state.Server{}, revision: map[string]int64{}, foreign: map[string]bool{},
-		machines: map[string]*machine{}, rates: rates{by: map[string]sample{}}, bases: map[uint32]string{}, undecided: map[string]bool{}, seen: make(chan struct{}),
+		machines: map[string]*machine{}, rates: rates{by: map[string]sample{}}, undecided: map[string]bool{}, seen: make(chan struct{}),
 	}
+	a.ids = ranges{dir: o.IDDir, subIDs: []string{"/etc/subuid", "/etc/subgid"}}
 	for _, e := range o.Engines {
 		a.engines[e.Traits().Name] = e
 	}
@@ -249,9 +251,6 @@ func (a *Agent) machineOf(id string) (*machine, error) {
 		l = &local{ID: id}
 	}
 	m.torn = l.Torn
-	if l.IDBase != 0 {
-		a.bases[l.IDBase] = id
-	}
 	m.local = l
 	a.machines[id] = m
 	return m, nil
@@ -269,9 +268,6 @@ func (a *Agent) forget(m *machine) {
 	defer a.mu.Unlock()
 	delete(a.machines, m.id)
 	delete(a.left, m.id)
-	if a.bases[m.local.IDBase] == m.id {
-		delete(a.bases, m.local.IDBase)
-	}
 }
 
 // record is the server's record; ours tells that it is not another host's.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -30,6 +31,7 @@ type host struct {
 	store   *store.Etcd
 	guests  *fake.Host
 	dir     string
+	ids     string
 	boot    string
 	mu      sync.Mutex
 	volumes map[string]bool // open or not
@@ -53,7 +55,7 @@ func newHost(t *testing.T) *host {
 	}
 	t.Cleanup(func() { s.Close() })
 	h := &host{
-		t: t, store: s, guests: fake.NewHost(), dir: t.TempDir(), boot: "boot-1",
+		t: t, store: s, guests: fake.NewHost(), dir: t.TempDir(), ids: t.TempDir(), boot: "boot-1",
 		volumes: map[string]bool{}, ports: map[string]hostnet.Network{}, groups: map[string]cgroup.Limits{},
 	}
 	h.write(state.Networks+"net1", state.Network{Meta: api.Meta{Name: "corp", ID: "net1"}, Spec: api.NetworkSpec{
@@ -66,7 +68,7 @@ func newHost(t *testing.T) *host {
 func (h *host) agent() (a *Agent, stop func()) {
 	h.t.Helper()
 	a = New(Options{
-		HostID: "host1", HostName: "h", StateDir: h.dir, RunDir: h.dir + "/run", BootID: h.boot, CPUs: []int{0, 1},
+		HostID: "host1", HostName: "h", StateDir: h.dir, RunDir: h.dir + "/run", IDDir: h.ids, BootID: h.boot, CPUs: []int{0, 1},
 		Capacity: func() api.MilliCPU { return 2000 }, Store: h.store, Control: h, Keeper: nobody{},
 		Engines: []engine.Engine{fake.New(h.guests, api.ModelOS)}, Pool: memPool{h}, Images: h, Net: memNet{h}, Cgroups: memGroups{h},
 		Logger: slog.New(slog.DiscardHandler), Now: time.Now,
@@ -193,6 +195,9 @@ func (h *host) clean() {
 	defer h.mu.Unlock()
 	if len(h.volumes)+len(h.ports)+len(h.groups) > 0 {
 		h.t.Errorf("left on the host: volumes %v, networks %v, groups %v", h.volumes, h.ports, h.groups)
+	}
+	if ids, _ := os.ReadDir(h.ids); len(ids) > 0 {
+		h.t.Errorf("ranges of ids are still taken: %v", ids)
 	}
 	if r := h.guests.Running(); len(r) > 0 {
 		h.t.Errorf("guests still run: %v", r)

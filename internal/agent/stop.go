@@ -141,5 +141,8 @@ func (a *Agent) delete(ctx context.Context, m *machine) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if err := a.ids.free(m.local.IDBase, m.dir); err != nil {
+		return fmt.Errorf("free the id range: %w", err)
+	}
 	return mounts.RemoveAll(m.dir)
 }

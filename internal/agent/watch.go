@@ -152,6 +152,7 @@ func (a *Agent) adopt(ctx context.Context, left []string) {
 				a.Logger.Error("read what is remembered of a server", "server", id, "error", err)
 				return
 			}
+			a.keepIDs(m)
 			rec, _, _ := a.record(id)
 			m.unknown = a.recoverGuest(ctx, m, rec)
 		})

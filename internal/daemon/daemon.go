@@ -197,7 +197,7 @@ func (d *Daemon) openControl(ctx context.Context) (err error) {
 		return err
 	}
 	d.agent = agent.New(agent.Options{
-		HostID: d.hostID, HostName: d.o.Host, StateDir: d.o.StateDir, RunDir: d.o.RunDir, BootID: d.facts.BootID,
+		HostID: d.hostID, HostName: d.o.Host, StateDir: d.o.StateDir, RunDir: d.o.RunDir, IDDir: d.o.IDDir, BootID: d.facts.BootID,
 		CPUs: d.facts.CPUs, Capacity: d.capacity, Store: d.measured, Control: d.control, Keeper: d.keeper, Engines: d.engines,
 		Pool: d.pool, Images: d.images, Net: d.net, Cgroups: d.groups, Logger: d.o.Logger, Now: time.Now, Fault: d.o.Fault,
 	})

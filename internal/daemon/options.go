@@ -23,10 +23,14 @@ import (
 // DefaultStateDir is where a host keeps its state.
 const DefaultStateDir = "/var/lib/croft"
 
+// defaultIDDir is where all daemons of a machine see which ids are whose.
+const defaultIDDir = "/var/lib/croft-ids"
+
 // Options of a daemon. The zero value is a host's only daemon.
 type Options struct {
 	StateDir      string   // default: DefaultStateDir
 	RunDir        string   // sockets, namespaces: below /run; default follows from StateDir
+	IDDir         string   // agent.Options.IDDir; default: one for the machine
 	NetNS         string   // name or path of the network namespace that guests' networks are joined to; empty: the present one
 	Uplink        string   // device that leads out; default: that of the default route
 	Host          string   // the host's name, at its first start; default: from hostname(1)
@@ -77,6 +81,9 @@ func (o *Options) complete() (err error) {
 	}
 	if o.RunDir == "" {
 		o.RunDir = RunDirOf(o.StateDir)
+	}
+	if o.IDDir == "" {
+		o.IDDir = defaultIDDir
 	}
 	// The longest socket path below: s/<26 characters>/<12>; sun_path takes 107 bytes (unix(7)).
 	if len(o.RunDir) > 60 {
