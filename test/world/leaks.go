@@ -2,30 +2,40 @@ package world
 
 import (
 	"bufio"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/client"
 )
 
-// Leaks lists what is left of the host besides its state: processes, mounts, namespaces, devices, control groups, loop
-// devices, files of servers. After the last server was deleted and the keeper has ended there must be nothing.
+// Leaks lists what is left of the host besides its state: processes, mounts, namespaces, devices, rules, control groups,
+// loop devices, ids, files of servers, and what the daemon, where it runs, still promises. After the last server was
+// deleted and the keeper has ended there must be nothing.
 func (w *World) Leaks() []string {
 	var left []string
 	left = append(left, w.processes()...)
 	left = append(left, w.mounts()...)
 	left = append(left, w.links()...)
+	left = append(left, w.tables()...)
 	left = append(left, w.groups()...)
 	left = append(left, w.loops()...)
+	left = append(left, w.ids()...)
 	left = append(left, w.files()...)
+	left = append(left, w.promises()...)
 	return left
 }
 
@@ -123,6 +133,29 @@ func (w *World) links() (left []string) {
 	return left
 }
 
+// tables of rules in the host's namespace.
+func (w *World) tables() (left []string) {
+	ns, err := netns.GetFromPath(w.NetNS)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	defer ns.Close()
+	c, err := nftables.New(nftables.WithNetNSFd(int(ns)))
+	if err != nil {
+		return []string{err.Error()}
+	}
+	tables, err := c.ListTables()
+	if err != nil {
+		return []string{err.Error()}
+	}
+	for _, t := range tables {
+		if strings.HasPrefix(t.Name, "croft-") {
+			left = append(left, "table of rules "+t.Name)
+		}
+	}
+	return left
+}
+
 // groups of servers; the daemon's parent group may stay.
 func (w *World) groups() (left []string) {
 	parent := w.Group()
@@ -156,14 +189,73 @@ func (w *World) loops() (left []string) {
 	return left
 }
 
-// files of servers in the directories.
+// idDir is where daemons of the machine claim ids.
+const idDir = "/var/lib/croft-ids"
+
+// ids that are claimed for servers.
+func (w *World) ids() (left []string) {
+	claims, _ := os.ReadDir(idDir)
+	for _, c := range claims {
+		if server, _ := os.Readlink(filepath.Join(idDir, c.Name())); strings.HasPrefix(server, w.StateDir+"/") {
+			left = append(left, "ids from "+c.Name()+" of "+server)
+		}
+	}
+	return left
+}
+
+// stays is what may be in a directory that has no servers.
+var stays = map[string]string{
+	"state/servers":    "",
+	"state/volumes":    ".templates",
+	"run":              "croft.sock engines.json keeper net.lock netns oci ports s",
+	"run/s":            "",
+	"run/netns":        "",
+	"run/oci":          "",
+	"run/ports":        "",
+	"run/keeper/run":   "",
+	"run/keeper/exits": "",
+}
+
+// files of servers in the directories, and images in the making.
 func (w *World) files() (left []string) {
-	for _, dir := range []string{filepath.Join(w.StateDir, "servers"), filepath.Join(w.StateDir, "volumes"), filepath.Join(w.RunDir, "s"), filepath.Join(w.RunDir, "netns"), filepath.Join(w.RunDir, "oci")} {
+	for dir, may := range stays {
+		where, below, _ := strings.Cut(dir, "/")
+		dir = filepath.Join(map[string]string{"state": w.StateDir, "run": w.RunDir}[where], below)
 		entries, _ := os.ReadDir(dir)
 		for _, e := range entries {
-			if !strings.HasPrefix(e.Name(), ".") {
+			if !slices.Contains(strings.Fields(may), e.Name()) {
 				left = append(left, "file "+filepath.Join(dir, e.Name()))
 			}
+		}
+	}
+	making, _ := filepath.Glob(filepath.Join(w.StateDir, "images", ".*"))
+	for _, path := range making {
+		left = append(left, "file "+path)
+	}
+	return left
+}
+
+// promises that the ledgers of hosts and tenants hold, as a daemon that runs tells them.
+func (w *World) promises() (left []string) {
+	if !w.running() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	defer cancel()
+	for h, err := range w.Hosts().List(ctx, client.ListOptions{}) {
+		if err != nil {
+			return append(left, err.Error())
+		}
+		if h.Status.Allocated != (api.Resources{}) {
+			left = append(left, fmt.Sprintf("promises of host %s: %+v", h.Name, h.Status.Allocated))
+		}
+	}
+	for t, err := range w.Tenants().List(ctx, client.ListOptions{}) {
+		if err != nil {
+			return append(left, err.Error())
+		}
+		if t.Status.Used != (api.Resources{}) {
+			left = append(left, fmt.Sprintf("promises to tenant %s: %+v", t.Name, t.Status.Used))
 		}
 	}
 	return left

@@ -229,6 +229,9 @@ func (w *World) end(t testing.TB) {
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
 	w.DeleteAll(t, ctx)
+	for _, l := range w.promises() {
+		t.Errorf("left in the ledgers: %s", l)
+	}
 	if t.Failed() {
 		t.Logf("log of the daemon:\n%s", tail(w.Log(), 16<<10))
 	}
