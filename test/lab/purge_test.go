@@ -23,7 +23,7 @@ func TestPurged(t *testing.T) {
 			t.Errorf("%s left:\n%s", what, out)
 		}
 	}
-	for _, pattern := range []string{"/sys/fs/cgroup/croft*", stateDir, runDir, "/etc/default/croft", "/etc/systemd/system/*.wants/" + unit, "/usr/bin/croft"} {
+	for _, pattern := range []string{"/sys/fs/cgroup/croft*", stateDir, runDir, "/var/lib/croft-ids", "/etc/default/croft", "/etc/systemd/system/*.wants/" + unit, "/usr/bin/croft"} {
 		left, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
