@@ -10,6 +10,7 @@ cd "$(dirname "$0")/.."
 name=croft-demo
 state=/var/lib/$name
 run=/run/$name
+group=croft-$(printf %s "$state" | sha256sum | cut -c1-6)
 croft=$PWD/build/croft
 export CROFT_SOCKET=$run/croft.sock
 
@@ -21,24 +22,29 @@ fail() { printf 'demo: %s\n' "$*" >&2; exit 1; }
 
 [ "$(id -u)" = 0 ] || fail "run it as root: it makes namespaces, control groups and devices"
 
-alive() { [ -f "$run/daemon.pid" ] && kill -0 "$(cat "$run/daemon.pid")" 2>/dev/null; }
+# The process of the demo's daemon; a number in the file may be another's by now.
+daemon() {
+	local pid
+	pid=$(cat "$run/daemon.pid" 2>/dev/null) && tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q " daemon --state-dir $state " && echo "$pid"
+}
+
+alive() { daemon >/dev/null; }
 
 answers() { "$croft" host list >/dev/null 2>&1; }
 
 start_daemon() {
-	if alive && answers; then
-		return
+	if ! alive; then
+		mkdir -p "$state" "$run"
+		chmod 711 "$state" "$run"
+		ip netns list | grep -qw "$name" || ip netns add "$name"
+		ip -n "$name" link set lo up
+		say "starting the daemon (state in $state, log in $state/daemon.log)"
+		setsid "$croft" daemon --state-dir "$state" --run-dir "$run" --netns "$name" >>"$state/daemon.log" 2>&1 </dev/null &
+		echo $! >"$run/daemon.pid"
 	fi
-	mkdir -p "$state" "$run"
-	chmod 711 "$state" "$run"
-	ip netns list | grep -qw "$name" || ip netns add "$name"
-	ip -n "$name" link set lo up
-	say "starting the daemon (state in $state, log in $state/daemon.log)"
-	setsid "$croft" daemon --state-dir "$state" --run-dir "$run" --netns "$name" >>"$state/daemon.log" 2>&1 </dev/null &
-	echo $! >"$run/daemon.pid"
 	for _ in $(seq 100); do
 		answers && return
-		alive || { tail -n 5 "$state/daemon.log" >&2; fail "the daemon ended"; }
+		kill -0 "$(cat "$run/daemon.pid")" 2>/dev/null || { tail -n 5 "$state/daemon.log" >&2; fail "the daemon ended"; }
 		sleep 0.1
 	done
 	fail "the daemon does not answer; see $state/daemon.log"
@@ -156,23 +162,61 @@ up() {
 	EOF
 }
 
+# Deletes the servers of every tenant: what they were granted of the host is given back.
+delete_servers() {
+	local tenant server
+	start_daemon
+	"$croft" server list --all-tenants -o json | jq -r '.[] | "\(.tenant) \(.name)"' | while read -r tenant server; do
+		"$croft" --tenant "$tenant" server delete "$server" --force </dev/null || {
+			"$croft" --tenant "$tenant" server edit "$server" --set deleteProtection=false
+			"$croft" --tenant "$tenant" server delete "$server" --force
+		} </dev/null
+	done
+}
+
+end_daemon() {
+	local pid
+	pid=$(daemon) || return 0
+	kill "$pid"
+	for _ in $(seq 100); do
+		alive || return 0
+		sleep 0.1
+	done
+	kill -9 "$pid"
+}
+
+# Ends what still runs in the control groups of the demo's servers.
+end_guests() {
+	local dir pid
+	find /sys/fs/cgroup -type d -path "*/$group/*" 2>/dev/null | while read -r dir; do
+		while read -r pid; do kill -9 "$pid"; done <"$dir/cgroup.procs"
+	done 2>/dev/null || true
+}
+
+# Takes away what the daemon made outside of its state.
+clean() { "$croft" daemon --state-dir "$state" --run-dir "$run" --netns "$name" --clean; }
+
+mounted() { findmnt -rno TARGET | grep -E "^($state|$run)(/|\$)"; }
+
 down() {
-	if [ -S "$CROFT_SOCKET" ] || [ -d "$state" ]; then
-		start_daemon
-		for s in $("$croft" server list -o json | jq -r '.[].name'); do
-			"$croft" server delete "$s" --force
-		done
-		kill "$(cat "$run/daemon.pid")" 2>/dev/null || true
-		for _ in $(seq 100); do
-			alive || break
+	if [ -d "$state" ] || [ -d "$run" ]; then
+		[ -x "$croft" ] || fail "$croft is missing: run make build"
+		(delete_servers) || say "some servers were not deleted; their guests are ended"
+		end_daemon
+		for _ in $(seq 50); do # the kernel frees what ended guests had in its own time
+			end_guests
+			clean >/dev/null 2>&1 && break
 			sleep 0.1
 		done
-		"$croft" keeper --shutdown --dir "$run/keeper" || true
+		clean
 	fi
 	if ip netns list | grep -qw "$name"; then ip netns delete "$name"; fi
-	local group=croft-$(printf %s "$state" | sha256sum | cut -c1-6)
-	find /sys/fs/cgroup -depth -type d \( -path "*/$group" -o -path "*/$group/*" -o -path "*/$group-keeper" \) -exec rmdir {} \; 2>/dev/null || true
-	rm -rf "$state" "$run"
+	if mounted; then fail "that is still mounted: unmount it and try again"; fi
+	rm -rf --one-file-system "$state" "$run"
+	if [ -d /var/lib/croft-ids ]; then
+		find /var/lib/croft-ids -lname "$state/*" -xtype l -delete
+		rmdir --ignore-fail-on-non-empty /var/lib/croft-ids
+	fi
 	echo "the demo is gone"
 }
 
