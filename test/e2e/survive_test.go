@@ -89,6 +89,7 @@ func tick(t *testing.T, w *world.World, name string) *bufio.Scanner {
 	l := w.ListenOutside(t)
 	host, port, _ := net.SplitHostPort(l.Addr().String())
 	sh := attach(t, w, name)
+	sh.ok("until ip route | grep -q default; do usleep 100000; done") // a guest is ready before it has its address
 	sh.ok(fmt.Sprintf("{ while usleep 100000; do echo tick; done | nc %s %s; } >/dev/null 2>&1 & :", host, port))
 	sh.detach()
 	c, err := l.Accept()
