@@ -190,8 +190,7 @@ type Phase string
 
 const (
 	PhasePending  Phase = "pending"  // admitted; the host has not begun
-	PhaseCreating Phase = "creating" // image, volume and ports are being made
-	PhaseStarting Phase = "starting"
+	PhaseStarting Phase = "starting" // image, volume and ports are being made, or the guest launched
 	PhaseRunning  Phase = "running"
 	PhasePaused   Phase = "paused"
 	PhaseStopping Phase = "stopping"
@@ -199,12 +198,11 @@ const (
 	PhaseBackoff  Phase = "backoff" // ended by itself; will be restarted
 	PhaseFailed   Phase = "failed"  // ended or could not start, and will not be tried again
 	PhaseDeleting Phase = "deleting"
-	PhaseUnknown  Phase = "unknown" // its host does not report
 )
 
 // ServerStatus is what the owning host reports.
 type ServerStatus struct {
-	Phase       Phase        `json:"phase"`
+	Phase       Phase        `json:"phase" enum:"pending,starting,running,paused,stopping,stopped,backoff,failed,deleting" doc:"Where the server stands. pending: its host has not begun; starting: what it needs is being made, or its guest launched; backoff: it ended by itself and will be restarted; failed: it ended or could not start, and is not tried again."`
 	Message     string       `json:"message,omitempty" doc:"Why the server is in this phase, for people."`
 	Host        string       `json:"host,omitempty"`
 	Engine      string       `json:"engine,omitempty" doc:"Engine that was chosen."`

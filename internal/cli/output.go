@@ -42,7 +42,7 @@ func (s style) phase(phase string) string {
 	switch phase {
 	case "running", "ready", "active", "done":
 		return s.paint(green, phase)
-	case "failed", "unknown", "away":
+	case "failed", "away":
 		return s.paint(red, phase)
 	case "stopped":
 		return s.paint(dim, phase)

@@ -130,7 +130,7 @@ func (a *app) serverCommand() *cobra.Command {
 	k := a.servers()
 	list := k.list()
 	complete(list, "model", "full", "para", "os")
-	complete(list, "phase", "running", "stopped", "paused", "failed", "backoff", "creating")
+	complete(list, "phase", "running", "stopped", "paused", "failed", "backoff", "pending", "starting", "stopping", "deleting")
 	a.completeFlag(list, "host", "hosts")
 	a.completeFlag(list, "network", "networks")
 	a.completeFlag(list, "image", "images")

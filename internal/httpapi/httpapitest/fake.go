@@ -18,7 +18,7 @@ type Fake struct {
 	Now clock // default: time.Now
 	// Refuse, if set, is asked before a server is created.
 	Refuse func(*api.ServerSpec) error
-	// Hold keeps servers from leaving the phase creating.
+	// Hold keeps servers from leaving the phase starting.
 	Hold bool
 	// Watched has a value for each of the first watches that were started.
 	Watched chan struct{}
@@ -216,7 +216,7 @@ func (f *Fake) checkServer(s *api.ServerSpec) error {
 // serverCreated runs a new server, through the phases that a host takes it through.
 func (f *Fake) serverCreated(s *api.Server) {
 	must(f.EventStore.Put(s.Tenant, s.Name, nil, struct{}{}))
-	f.SetServer(s.Tenant, s.Name, func(s *api.Server) { s.Status.Phase = api.PhaseCreating })
+	f.SetServer(s.Tenant, s.Name, func(s *api.Server) { s.Status.Phase = api.PhaseStarting })
 	if f.Hold {
 		return
 	}
