@@ -14,7 +14,7 @@ type Network struct {
 
 type NetworkSpec struct {
 	Subnets []Subnet `json:"subnets,omitempty" doc:"Subnets; one IPv4 subnet today. Default: a free /24 of 10.0.0.0/8."`
-	NAT     *bool    `json:"nat,omitempty" default:"true" doc:"Translate the servers' addresses to the host's on the way out of the uplink."`
+	NAT     *bool    `json:"nat,omitempty" default:"true" doc:"Give servers a way out: their addresses are translated to the host's on the uplink. Without it they reach each other, and nothing else."`
 	MTU     int      `json:"mtu,omitempty" positive:"true" default:"1500" minimum:"576" maximum:"9216"`
 	DNS     DNS      `json:"dns,omitzero"`
 }

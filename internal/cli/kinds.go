@@ -95,7 +95,7 @@ func (k *kind[T, S]) createNetwork() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringArrayVar(&prefixes, "subnet", nil, "prefix, as 10.7.0.0/24 (default: a free one)")
-	cmd.Flags().BoolVar(&noNAT, "no-nat", false, "do not translate addresses on the way out")
+	cmd.Flags().BoolVar(&noNAT, "no-nat", false, "no way out: its servers reach each other, and nothing else")
 	cmd.Flags().IntVar(&spec.MTU, "mtu", 0, "MTU (default 1500)")
 	cmd.Flags().StringVar(&spec.DNS.Domain, "domain", "", "domain of the servers' names (default NETWORK.TENANT.internal)")
 	cmd.Flags().StringArrayVarP(&labelled, "label", "l", nil, "label, key=value; repeatable")
