@@ -104,14 +104,28 @@ type HostStatus struct {
 
 // EngineStatus is what the probe of an engine found on a host.
 type EngineStatus struct {
-	Name        string   `json:"name"`
-	Model       Model    `json:"model"`
-	Available   bool     `json:"available"`
-	Reason      string   `json:"reason,omitempty" doc:"Why it is not available, or why it runs slower than it could."`
-	Version     string   `json:"version,omitempty"`
-	Accelerator string   `json:"accelerator,omitempty" doc:"kvm or tcg."`
-	Abilities   []string `json:"abilities,omitempty" doc:"What it can do besides start and stop: exec, console, pause, resize, vnc."`
-	Grants      []string `json:"grants,omitempty" doc:"Grants that it can hand over here."`
+	Name        string          `json:"name"`
+	Model       Model           `json:"model"`
+	Available   bool            `json:"available"`
+	Reason      string          `json:"reason,omitempty" doc:"Why it is not available, or why it runs slower than it could."`
+	Version     string          `json:"version,omitempty"`
+	Accelerator string          `json:"accelerator,omitempty" doc:"kvm or tcg."`
+	Abilities   []string        `json:"abilities,omitempty" doc:"What it can do besides start and stop: exec, console, pause, resize, vnc."`
+	Grants      []GrantKind     `json:"grants,omitempty" doc:"Kinds of grants that it can hand over here."`
+	Withheld    []WithheldGrant `json:"withheld,omitempty" doc:"Kinds of grants that it can't hand over here, each with the reason."`
+}
+
+// WithheldGrant is a kind of grant that an engine can't hand over on a host.
+type WithheldGrant struct {
+	Kind   GrantKind `json:"kind"`
+	Reason string    `json:"reason"`
+}
+
+func (w WithheldGrant) String() string {
+	if w.Reason == "" {
+		return string(w.Kind)
+	}
+	return string(w.Kind) + ": " + w.Reason
 }
 
 // Resources is an amount of everything that admission counts.

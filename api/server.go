@@ -108,6 +108,9 @@ const (
 	GrantNesting      GrantKind = "nesting"       // containers within the server (os), nested virtualization (full)
 )
 
+// GrantKinds in the order in which they are listed.
+var GrantKinds = []GrantKind{GrantDirectory, GrantDevice, GrantDedicatedCPU, GrantHugePages, GrantCapability, GrantNesting}
+
 // Grant is a host resource or privilege handed to a server.
 type Grant struct {
 	Kind     GrantKind `json:"kind" enum:"directory,device,dedicated-cpu,huge-pages,capability,nesting"`

@@ -20,10 +20,7 @@ func ProbeEngines(ctx context.Context, engines []engine.Engine) []api.EngineStat
 		t, r := engines[i].Traits(), engines[i].Probe(ctx)
 		out[i] = api.EngineStatus{
 			Name: t.Name, Model: t.Model, Available: r.Available, Reason: r.Reason, Version: r.Version,
-			Accelerator: r.Accelerator, Abilities: r.Abilities,
-		}
-		for _, g := range r.Grants {
-			out[i].Grants = append(out[i].Grants, string(g))
+			Accelerator: r.Accelerator, Abilities: r.Abilities, Grants: r.Grants, Withheld: r.Withheld,
 		}
 	})
 	return out

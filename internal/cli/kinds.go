@@ -147,6 +147,9 @@ func showHost(st style, p *pairs, h *api.Host) {
 	p.put("Booted", age(s.Booted)+" ago")
 	p.put("CPU", fmt.Sprintf("%s of %s promised, machine has %s", s.Allocated.CPU, s.Allocatable.CPU, s.Capacity.CPU))
 	p.put("Memory", fmt.Sprintf("%s of %s promised, machine has %s", s.Allocated.Memory.Approx(), s.Allocatable.Memory.Approx(), s.Capacity.Memory.Approx()))
+	if pages := s.Capacity.HugePages; pages > 0 || s.Allocated.HugePages > 0 { // of fewer than before, more may be promised
+		p.put("Huge pages", fmt.Sprintf("%s of %s promised", s.Allocated.HugePages.Approx(), pages.Approx()))
+	}
 	p.put("Disk", fmt.Sprintf("%s of %s promised, machine has %s", s.Allocated.Disk.Approx(), s.Allocatable.Disk.Approx(), s.Capacity.Disk.Approx()))
 	for _, e := range s.Engines {
 		text := st.paint(green, "available")
@@ -162,6 +165,14 @@ func showHost(st style, p *pairs, h *api.Host) {
 			text += ": " + e.Reason
 		}
 		p.put("Engine "+e.Name, text)
+		var kinds []string
+		for _, kind := range e.Grants {
+			kinds = append(kinds, string(kind))
+		}
+		p.put("  grants", strings.Join(kinds, " "))
+		for _, w := range e.Withheld {
+			p.put("  no "+string(w.Kind), w.Reason)
+		}
 	}
 	conditions(st, p, s.Conditions)
 }

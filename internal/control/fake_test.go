@@ -46,11 +46,12 @@ func fakeEngines() []Engine {
 
 func fakeStatus() api.HostStatus {
 	return api.HostStatus{Phase: "ready", Seen: time.Now(), Engines: []api.EngineStatus{
-		{Name: "qemu", Model: api.ModelFull, Available: true, Accelerator: "tcg", Abilities: []string{"pause"}, Grants: []string{"directory"}},
+		{Name: "qemu", Model: api.ModelFull, Available: true, Accelerator: "tcg", Abilities: []string{"pause"}, Grants: []api.GrantKind{"directory"},
+			Withheld: []api.WithheldGrant{{Kind: api.GrantHugePages, Reason: "none are set aside"}}},
 		{Name: "uml", Model: api.ModelPara, Available: true},
 		{Name: "microvm", Model: api.ModelPara, Available: true, Accelerator: "tcg", Abilities: []string{"pause"}},
 		{Name: "runc", Model: api.ModelOS, Available: true, Abilities: []string{"exec", "pause", "resize"},
-			Grants: []string{"directory", "device", "dedicated-cpu", "capability", "nesting"}},
+			Grants: []api.GrantKind{"directory", "device", "dedicated-cpu", "capability", "nesting"}},
 	}}
 }
 

@@ -99,22 +99,23 @@ func checkAllowed(f *faults, t *api.TenantSpec, s *api.ServerSpec) {
 // server had before.
 func checkWithheld(f *faults, s, old *state.Server, e api.EngineStatus) {
 	had := placement.Grants(&old.Spec)
-	for _, kind := range placement.Withheld(&s.Spec, e) {
-		if slices.Contains(had, kind) {
-			continue
+	for _, w := range placement.Withheld(&s.Spec, e) {
+		if !slices.Contains(had, w.Kind) {
+			*f = append(*f, api.FieldError{Pointer: grantAt(&s.Spec, w.Kind), Code: api.CodeUnsupported, Message: fmt.Sprintf(
+				"engine %s on host %s can't hand over %s", s.Engine, s.Host, w)})
 		}
-		at := "/spec/grants"
-		switch i := slices.IndexFunc(s.Spec.Grants, func(g api.Grant) bool { return g.Kind == kind }); {
-		case i >= 0:
-			at = fmt.Sprintf("%s/%d", at, i)
-		case kind == api.GrantDedicatedCPU:
-			at = "/spec/cpu/dedicated"
-		case kind == api.GrantHugePages:
-			at = "/spec/memory/hugePages"
-		}
-		*f = append(*f, api.FieldError{Pointer: at, Code: api.CodeUnsupported, Message: fmt.Sprintf(
-			"engine %s can't hand over %s on host %s", s.Engine, kind, s.Host)})
 	}
+}
+
+// grantAt points to where a spec asks for a kind of grant.
+func grantAt(s *api.ServerSpec, kind api.GrantKind) string {
+	switch kind {
+	case api.GrantDedicatedCPU:
+		return "/spec/cpu/dedicated"
+	case api.GrantHugePages:
+		return "/spec/memory/hugePages"
+	}
+	return fmt.Sprintf("/spec/grants/%d", slices.IndexFunc(s.Grants, func(g api.Grant) bool { return g.Kind == kind }))
 }
 
 func allows(t *api.TenantSpec, g api.Grant) bool {
@@ -189,7 +190,7 @@ func (c *Control) place(d *draft, s *state.Server) error {
 		}
 		candidate := placement.Candidate{Name: h.Meta.Name, Room: room(h), Ledger: or(d.ix.hostLedgers[id])}
 		var engine string
-		engine, candidate.Why = c.fitness(d.ix, h, &s.Spec)
+		engine, candidate.Refusal = c.fitness(d.ix, h, &s.Spec)
 		if e := c.engine(engine); e != nil {
 			candidate.Ask = askOf(s.Meta.ID, &s.Spec, e.Overhead(&s.Spec))
 		}
@@ -204,17 +205,20 @@ func (c *Control) place(d *draft, s *state.Server) error {
 }
 
 // fitness chooses the engine of a server on a host, or tells why the host can't take it.
-func (c *Control) fitness(ix *index, h *state.Host, spec *api.ServerSpec) (engine, why string) {
+func (c *Control) fitness(ix *index, h *state.Host, spec *api.ServerSpec) (engine string, no placement.Refusal) {
 	st, reported := ix.hostStatuses[h.Meta.ID]
 	switch {
 	case !reported:
-		return "", "it has not reported yet"
+		no.Why = "it has not reported yet"
 	case st.v.Phase != "ready":
-		return "", "it is " + st.v.Phase
+		no.Why = "it is " + st.v.Phase
 	case h.Meta.ID != c.ownHost() && c.o.Now().Sub(st.v.Seen) > hostSilence:
-		return "", "it has not reported since " + st.v.Seen.Format(time.RFC3339)
+		no.Why = "it has not reported since " + st.v.Seen.Format(time.RFC3339)
 	case h.Spec.Unschedulable:
-		return "", "it takes no new servers (unschedulable)"
+		no.Why = "it takes no new servers (unschedulable)"
+	}
+	if no.Why != "" {
+		return "", no
 	}
 	return placement.Engine(spec, st.v.Engines, func(name string) string {
 		e := c.engine(name)
@@ -251,9 +255,26 @@ func noRoom(spec *api.ServerSpec, reasons []placement.Reason) error {
 	p := api.Errorf(code, "no host takes the server: %s", strings.Join(text, "; "))
 	p.Short = short
 	if code == api.CodeUnsupported {
-		p.Errors = []api.FieldError{{Pointer: "/spec/engine", Code: code, Message: fmt.Sprintf("no engine of model %s can run this here", spec.Model)}}
+		for _, at := range unfit(spec, reasons) {
+			p.Errors = append(p.Errors, api.FieldError{Pointer: at, Code: code, Message: fmt.Sprintf("no engine of model %s can run this here", spec.Model)})
+		}
 	}
 	return p
+}
+
+// unfit points to what no engine can run: the grants that one withholds, else the choice of engines.
+func unfit(spec *api.ServerSpec, reasons []placement.Reason) []string {
+	var at []string
+	for _, r := range reasons {
+		for _, kind := range r.Withheld {
+			at = append(at, grantAt(spec, kind))
+		}
+	}
+	if len(at) == 0 {
+		return []string{"/spec/engine"}
+	}
+	slices.Sort(at)
+	return slices.Compact(at)
 }
 
 // resize replaces what a server holds of its host.

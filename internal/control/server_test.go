@@ -438,14 +438,17 @@ func TestGrants(t *testing.T) {
 		t.Errorf("%+v", p.Short)
 	}
 	// Allowed, but no engine here can: neither at first nor later.
-	problem(t, create("f", func(s *api.ServerSpec) { s.Memory.HugePages = true }), api.CodeUnsupported, "/spec/engine")
+	p = problem(t, create("f", func(s *api.ServerSpec) { s.Model, s.Memory.HugePages = api.ModelFull, true }), api.CodeUnsupported, "/spec/memory/hugePages")
+	if !strings.Contains(p.Detail, "qemu: can't hand over huge-pages: none are set aside") {
+		t.Error(p)
+	}
 	w.must(create("f", func(s *api.ServerSpec) { s.Model, s.State = api.ModelFull, api.StateStopped }))
 	for pointer, e := range map[string]edit{
 		"":                       directory("/srv/data"),
 		"/spec/cpu/dedicated":    func(s *api.ServerSpec) { s.CPU.Dedicated = true },
 		"/spec/memory/hugePages": func(s *api.ServerSpec) { s.Memory.HugePages = true },
 		"/spec/grants/1": func(s *api.ServerSpec) {
-			s.Grants = []api.Grant{{Kind: api.GrantDirectory, Source: "/srv/data"}, {Kind: api.GrantHugePages}}
+			s.Grants = []api.Grant{{Kind: api.GrantDirectory, Source: "/srv/data"}, {Kind: api.GrantCapability, Source: "CAP_NET_RAW"}}
 		},
 	} {
 		now, err := w.Servers().Get(t.Context(), root, "acme", "f")
@@ -456,7 +459,10 @@ func TestGrants(t *testing.T) {
 		if pointer == "" {
 			w.must(err)
 		} else {
-			problem(t, err, api.CodeUnsupported, pointer)
+			p := problem(t, err, api.CodeUnsupported, pointer)
+			if strings.HasSuffix(pointer, "hugePages") && !strings.Contains(p.Error(), "on host h1 can't hand over huge-pages: none are set aside") {
+				t.Error(p)
+			}
 		}
 	}
 	// What it has already is not asked for again.
@@ -475,7 +481,7 @@ func TestHugePages(t *testing.T) {
 	paged.Capacity.HugePages = api.GiB
 	w.register(paged)
 	st := fakeStatus()
-	st.Engines[0].Grants = append(st.Engines[0].Grants, string(api.GrantHugePages))
+	st.Engines[0].Grants = append(st.Engines[0].Grants, api.GrantHugePages)
 	w.write(state.HostStatus+w.hostID, st)
 	_, err := w.Tenants().Update(t.Context(), root, "", DefaultTenant, httpapi.Update[api.TenantSpec]{
 		Spec: api.TenantSpec{Grants: []api.AllowedGrant{{Kind: api.GrantHugePages}}},

@@ -174,7 +174,13 @@ type Report struct {
 	Version     string
 	Accelerator string // "kvm", "tcg", or ""
 	Abilities   []string
-	Grants      []api.GrantKind // grants that the engine can hand over on this host
+	Grants      []api.GrantKind     // grants that the engine can hand over on this host
+	Withheld    []api.WithheldGrant // all other kinds, and why not
+}
+
+// Withhold notes why the engine can't hand over a kind of grant on this host.
+func (r *Report) Withhold(kind api.GrantKind, why string) {
+	r.Withheld = append(r.Withheld, api.WithheldGrant{Kind: kind, Reason: why})
 }
 
 // Handle finds a guest again after a daemon restart. Only the engine that made it reads Data.

@@ -16,14 +16,19 @@ type Candidate struct {
 	Room   ledger.Room
 	Ledger ledger.Host
 	Ask    ledger.Ask // depends on the host: engines differ in overhead
-	// Why is why the host can't take the server at all; empty: it may.
-	Why string
+	Refusal
+}
+
+// Refusal is why a host can't take a server at all; without a Why it may.
+type Refusal struct {
+	Why      string
+	Withheld []api.GrantKind // what the server needs of it and its engines can't hand over
 }
 
 // Reason is why a host was not chosen.
 type Reason struct {
-	Host  string
-	Why   string         // empty where Short says it
+	Host string
+	Refusal
 	Short []api.Shortage // what it has too little of
 }
 
@@ -35,7 +40,7 @@ func Choose(candidates []Candidate) (int, []Reason) {
 	var reasons []Reason
 	for i, c := range candidates {
 		if c.Why != "" {
-			reasons = append(reasons, Reason{Host: c.Name, Why: c.Why})
+			reasons = append(reasons, Reason{Host: c.Name, Refusal: c.Refusal})
 			continue
 		}
 		after, _, short := c.Ledger.Change(c.Room, ledger.Ask{}, c.Ask)
@@ -97,8 +102,9 @@ var order = map[api.Model][]struct{ engine, accelerator string }{
 }
 
 // Engine chooses the engine of a server on a host, out of what the host's probes found. usable further restricts them
-// by the engines' own rules; it returns why an engine can't run the server, or nothing. Where none can, why tells it.
-func Engine(spec *api.ServerSpec, found []api.EngineStatus, usable func(engine string) string) (engine, why string) {
+// by the engines' own rules; it returns why an engine can't run the server, or nothing. Where none can, the refusal tells
+// why.
+func Engine(spec *api.ServerSpec, found []api.EngineStatus, usable func(engine string) string) (engine string, no Refusal) {
 	var whys []string
 	tried := map[string]bool{}
 	try := func(e api.EngineStatus) bool {
@@ -106,7 +112,7 @@ func Engine(spec *api.ServerSpec, found []api.EngineStatus, usable func(engine s
 			return false
 		}
 		tried[e.Name] = true
-		reason := refused(spec, e)
+		reason, withheld := refused(spec, e)
 		if reason == "" {
 			reason = usable(e.Name)
 		}
@@ -114,44 +120,63 @@ func Engine(spec *api.ServerSpec, found []api.EngineStatus, usable func(engine s
 			return true
 		}
 		whys = append(whys, e.Name+": "+reason)
+		for _, w := range withheld {
+			if !slices.Contains(no.Withheld, w.Kind) {
+				no.Withheld = append(no.Withheld, w.Kind)
+			}
+		}
 		return false
 	}
 	auto := spec.Engine == "" || spec.Engine == api.EngineAuto
 	for _, want := range order[spec.Model] {
 		for _, e := range found {
 			if auto && e.Model == spec.Model && e.Name == want.engine && (want.accelerator == "" || e.Accelerator == want.accelerator) && try(e) {
-				return e.Name, ""
+				return e.Name, Refusal{}
 			}
 		}
 	}
 	for _, e := range found {
 		if e.Model == spec.Model && (auto || e.Name == spec.Engine) && try(e) {
-			return e.Name, ""
+			return e.Name, Refusal{}
 		}
 	}
-	if len(whys) == 0 {
-		if auto {
-			return "", fmt.Sprintf("it has no engine for model %s", spec.Model)
-		}
-		return "", fmt.Sprintf("it has no engine %s", spec.Engine)
+	switch no.Why = strings.Join(whys, "; "); {
+	case no.Why != "":
+	case auto:
+		no.Why = fmt.Sprintf("it has no engine for model %s", spec.Model)
+	default:
+		no.Why = fmt.Sprintf("it has no engine %s", spec.Engine)
 	}
-	return "", strings.Join(whys, "; ")
+	return "", no
 }
 
 // refused tells why the host's engine can't run the server, as far as its probe found.
-func refused(spec *api.ServerSpec, e api.EngineStatus) string {
+func refused(spec *api.ServerSpec, e api.EngineStatus) (why string, withheld []api.WithheldGrant) {
 	if !e.Available {
-		return "not available: " + e.Reason
+		return "not available: " + e.Reason, nil
 	}
-	if kinds := Withheld(spec, e); len(kinds) > 0 {
-		return fmt.Sprintf("can't hand over %s here", kinds[0])
+	withheld = Withheld(spec, e)
+	var whys []string
+	for _, w := range withheld {
+		whys = append(whys, fmt.Sprintf("can't hand over %s", w))
 	}
-	return ""
+	return strings.Join(whys, ", "), withheld
 }
 
 // Withheld are the kinds of grants that a server needs and the host's engine can't hand over, as far as its probe found.
-func Withheld(spec *api.ServerSpec, e api.EngineStatus) []api.GrantKind {
-	return slices.DeleteFunc(Grants(spec), func(kind api.GrantKind) bool { return slices.Contains(e.Grants, string(kind)) })
+func Withheld(spec *api.ServerSpec, e api.EngineStatus) []api.WithheldGrant {
+	var out []api.WithheldGrant
+	for _, kind := range Grants(spec) {
+		if slices.Contains(e.Grants, kind) {
+			continue
+		}
+		w := api.WithheldGrant{Kind: kind}
+		if i := slices.IndexFunc(e.Withheld, func(w api.WithheldGrant) bool { return w.Kind == kind }); i >= 0 {
+			w = e.Withheld[i]
+		}
+		out = append(out, w)
+	}
+	return out
 }
 
 // Grants are the kinds of grants that a server needs, each once.

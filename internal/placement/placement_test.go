@@ -53,10 +53,10 @@ func TestEngine(t *testing.T) {
 	found := func(accelerator string, uml bool) []api.EngineStatus {
 		return []api.EngineStatus{
 			{Name: "uml", Model: api.ModelPara, Available: uml, Reason: "no linux.uml"},
-			{Name: "qemu", Model: api.ModelFull, Available: true, Accelerator: accelerator, Grants: []string{"huge-pages"}},
-			{Name: "microvm", Model: api.ModelPara, Available: true, Accelerator: accelerator, Grants: []string{"huge-pages"}},
+			{Name: "qemu", Model: api.ModelFull, Available: true, Accelerator: accelerator, Grants: []api.GrantKind{"huge-pages"}},
+			{Name: "microvm", Model: api.ModelPara, Available: true, Accelerator: accelerator, Grants: []api.GrantKind{"huge-pages"}},
 			{Name: "runc", Model: api.ModelOS, Available: true},
-			{Name: "crun", Model: api.ModelOS, Available: true},
+			{Name: "crun", Model: api.ModelOS, Available: true, Withheld: []api.WithheldGrant{{Kind: api.GrantDevice, Reason: "none here"}}},
 		}
 	}
 	for name, tc := range map[string]struct {
@@ -76,12 +76,12 @@ func TestEngine(t *testing.T) {
 		"os":                {api.ServerSpec{Model: api.ModelOS}, found("tcg", true), "runc", ""},
 		"another runtime":   {api.ServerSpec{Model: api.ModelOS, Engine: "crun"}, found("tcg", true), "crun", ""},
 		"grant decides":     {api.ServerSpec{Model: api.ModelPara, Memory: api.Memory{HugePages: true}}, found("tcg", true), "microvm", ""},
-		"grant nobody does": {api.ServerSpec{Model: api.ModelOS, Grants: []api.Grant{{Kind: api.GrantDevice}}}, found("tcg", true), "", "can't hand over device"},
+		"grant nobody does": {api.ServerSpec{Model: api.ModelOS, Grants: []api.Grant{{Kind: api.GrantDevice}}}, found("tcg", true), "", "runc: can't hand over device; crun: can't hand over device: none here"},
 		"nothing":           {api.ServerSpec{Model: api.ModelOS}, nil, "", "no engine for model os"},
 	} {
-		got, why := Engine(&tc.spec, tc.found, func(string) string { return "" })
-		if got != tc.want || !strings.Contains(why, tc.why) {
-			t.Errorf("%s: %q, %q; want %q, %q", name, got, why, tc.want, tc.why)
+		got, no := Engine(&tc.spec, tc.found, func(string) string { return "" })
+		if got != tc.want || !strings.Contains(no.Why, tc.why) || (no.Withheld != nil) != (name == "grant nobody does") {
+			t.Errorf("%s: %q, %+v; want %q, %q", name, got, no, tc.want, tc.why)
 		}
 	}
 }

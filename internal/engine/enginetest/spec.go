@@ -31,6 +31,16 @@ func testProbe(t *testing.T, h *Harness) {
 	if report.Version == "" {
 		t.Error("no version")
 	}
+	told := slices.Clone(report.Grants)
+	for _, w := range report.Withheld {
+		if told = append(told, w.Kind); w.Reason == "" {
+			t.Errorf("withholds %s without a reason", w.Kind)
+		}
+	}
+	slices.Sort(told)
+	if want := slices.Sorted(slices.Values(api.GrantKinds)); !slices.Equal(told, want) {
+		t.Errorf("tells of the grants %v, want each of %v once", told, want)
+	}
 }
 
 func testValidate(t *testing.T, h *Harness) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/engine"
@@ -46,12 +47,8 @@ func (e *Engine) Probe(context.Context) engine.Report {
 		Available: true,
 		Version:   "1",
 		Abilities: []string{"console", "exec", "pause", "resize"},
-		Grants:    grants,
+		Grants:    api.GrantKinds,
 	}
-}
-
-var grants = []api.GrantKind{
-	api.GrantDirectory, api.GrantDevice, api.GrantDedicatedCPU, api.GrantHugePages, api.GrantCapability, api.GrantNesting,
 }
 
 // Validate takes every spec of its model.
@@ -63,22 +60,13 @@ func (e *Engine) Validate(spec *api.ServerSpec) []api.FieldError {
 		})
 	}
 	for i, g := range spec.Grants {
-		if !known(g.Kind) {
+		if !slices.Contains(api.GrantKinds, g.Kind) {
 			errs = append(errs, api.FieldError{
 				Pointer: fmt.Sprintf("/spec/grants/%d/kind", i), Code: api.CodeInvalid, Message: fmt.Sprintf("unknown kind of grant %q", g.Kind),
 			})
 		}
 	}
 	return errs
-}
-
-func known(kind api.GrantKind) bool {
-	for _, k := range grants {
-		if k == kind {
-			return true
-		}
-	}
-	return false
 }
 
 // Overhead is none.

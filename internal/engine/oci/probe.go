@@ -34,6 +34,7 @@ func (e *Engine) Probe(ctx context.Context) engine.Report {
 		Abilities: []string{"exec", "console", "pause", "resize"},
 		Grants:    []api.GrantKind{api.GrantDevice, api.GrantDedicatedCPU, api.GrantCapability, api.GrantNesting},
 	}
+	report.Withhold(api.GrantHugePages, "an os server's memory is the host kernel's to lay out")
 	var err error
 	if report.Version, err = e.version(ctx); err != nil {
 		report.Reason = err.Error()
@@ -53,7 +54,7 @@ func (e *Engine) Probe(ctx context.Context) engine.Report {
 	report.Available = true
 	// The run directory is often a tmpfs, which has no idmapped mounts before Linux 6.3, but holds nothing to grant.
 	if err := tryShift(dir, "/", "/var/lib"); err != nil {
-		report.Reason = fmt.Sprintf("directories can't be granted: %v", err)
+		report.Withhold(api.GrantDirectory, fmt.Sprintf("no directory can be mounted with its owners shifted: %v", err))
 	} else {
 		report.Grants = append(report.Grants, api.GrantDirectory)
 	}

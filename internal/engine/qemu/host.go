@@ -109,26 +109,26 @@ func (e *Engine) Probe(ctx context.Context) engine.Report {
 	if e.machine.display {
 		report.Abilities = append(report.Abilities, "vnc")
 	}
-	refused := func(what, why string) { report.Reason = join(report.Reason, what+": "+why) }
 	if number, _ := readInt("/proc/sys/vm/nr_hugepages"); number > 0 {
 		report.Grants = append(report.Grants, api.GrantHugePages)
 	} else {
-		refused("no grant huge-pages", "none are set aside (vm.nr_hugepages is 0)")
+		report.Withhold(api.GrantHugePages, "no huge pages are set aside on this host (vm.nr_hugepages is 0)")
 	}
 	if a.Kind == accel.TCG || a.Nested {
 		report.Grants = append(report.Grants, api.GrantNesting) // TCG emulates AMD's extensions
 	} else {
-		refused("no grant nesting", "the KVM module's parameter nested is off")
+		report.Withhold(api.GrantNesting, "the KVM module's parameter nested is off")
 	}
-	if e.machine.name == Full {
-		if groups, _ := os.ReadDir("/sys/kernel/iommu_groups"); len(groups) > 0 {
-			report.Grants = append(report.Grants, api.GrantDevice)
-		} else {
-			refused("no grant device", "the host has no IOMMU")
-		}
-		if found.firmware.code == "" {
-			refused("no uefi", "OVMF is not installed")
-		}
+	if e.machine.name != Full {
+		report.Withhold(api.GrantDevice, "a microvm has no PCI")
+	} else if groups, _ := os.ReadDir("/sys/kernel/iommu_groups"); len(groups) > 0 {
+		report.Grants = append(report.Grants, api.GrantDevice)
+	} else {
+		report.Withhold(api.GrantDevice, "no IOMMU is in use on this host (a setting of the firmware and, on Intel, the kernel parameter intel_iommu=on)")
+	}
+	report.Withhold(api.GrantCapability, "the guest has a kernel of its own")
+	if e.machine.name == Full && found.firmware.code == "" {
+		report.Reason = join(report.Reason, "no uefi: OVMF is not installed")
 	}
 	return report
 }

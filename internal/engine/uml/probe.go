@@ -32,12 +32,17 @@ func (e *Engine) Probe(ctx context.Context) engine.Report {
 	if err != nil {
 		return engine.Report{Reason: err.Error()}
 	}
-	return engine.Report{
+	report := engine.Report{
 		Available: true,
 		Version:   version,
 		Abilities: []string{"console", "pause", "resize"},
 		Grants:    []api.GrantKind{api.GrantDirectory, api.GrantDedicatedCPU},
 	}
+	report.Withhold(api.GrantDevice, "uml has no devices of the host's")
+	report.Withhold(api.GrantHugePages, "uml backs a guest's memory by a file")
+	report.Withhold(api.GrantCapability, "the guest has a kernel of its own")
+	report.Withhold(api.GrantNesting, "uml has no virtualization to hand on")
+	return report
 }
 
 func (e *Engine) probe(ctx context.Context) (version string, err error) {

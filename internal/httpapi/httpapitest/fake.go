@@ -103,12 +103,13 @@ func (f *Fake) seed() {
 	f.HostStore.change("", "host-1", func(h *api.Host) {
 		h.Status = api.HostStatus{
 			Phase: "ready", Version: "test", Kernel: "6.1.0", Cgroups: "hybrid",
-			Capacity:    api.Resources{CPU: 4000, Memory: 16 * api.GiB, Disk: 100 * api.GiB},
-			Allocatable: api.Resources{CPU: 3900, Memory: 15 * api.GiB, Disk: 198 * api.GiB},
-			Allocated:   api.Resources{Servers: 1, CPU: 100, Memory: 512 * api.MiB, Disk: 10 * api.GiB},
+			Capacity:    api.Resources{CPU: 4000, Memory: 16 * api.GiB, HugePages: 2 * api.GiB, Disk: 100 * api.GiB},
+			Allocatable: api.Resources{CPU: 3900, Memory: 15 * api.GiB, HugePages: 2 * api.GiB, Disk: 198 * api.GiB},
+			Allocated:   api.Resources{Servers: 1, CPU: 100, Memory: 512 * api.MiB, HugePages: 512 * api.MiB, Disk: 10 * api.GiB},
 			Engines: []api.EngineStatus{
 				{Name: "runc", Model: api.ModelOS, Available: true, Version: "1.1.5"},
-				{Name: "qemu", Model: api.ModelFull, Available: true, Accelerator: "tcg", Reason: "KVM does not run a guest here"},
+				{Name: "qemu", Model: api.ModelFull, Available: true, Accelerator: "tcg", Reason: "KVM does not run a guest here",
+					Grants: []api.GrantKind{api.GrantDirectory, api.GrantHugePages}, Withheld: []api.WithheldGrant{{Kind: api.GrantDevice, Reason: "no IOMMU"}}},
 			},
 		}
 	})
