@@ -234,6 +234,12 @@ func (f *serverFlags) ports(s *api.ServerSpec) error {
 func parseGrant(text string) (api.Grant, error) {
 	parts := strings.Split(text, ":")
 	g := api.Grant{Kind: api.GrantKind(parts[0])}
+	switch g.Kind {
+	case api.GrantDedicatedCPU:
+		return g, usagef("--grant %s: ask for it by --dedicated-cpus", text)
+	case api.GrantHugePages:
+		return g, usagef("--grant %s: ask for it by --huge-pages", text)
+	}
 	rest := parts[1:]
 	if g.Kind == api.GrantDevice && len(parts) > 3 && !strings.HasPrefix(parts[1], "/") {
 		g.Source = strings.Join(rest, ":") // a PCI address has colons of its own

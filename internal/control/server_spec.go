@@ -115,7 +115,13 @@ func checkSpec(f *faults, s *api.ServerSpec) {
 	between(f, "/spec/disk/writeRate", s.Disk.WriteRate, 1, most)
 	checkPorts(f, s.Ports)
 	for i, g := range s.Grants {
-		checkGrant(f, fmt.Sprintf("/spec/grants/%d", i), s.Model, g)
+		at := fmt.Sprintf("/spec/grants/%d", i)
+		switch g.Kind {
+		case api.GrantDedicatedCPU, api.GrantHugePages:
+			f.add(at+"/kind", "%s is asked for by %s, not by a grant of its own", g.Kind, grantAt(s, g.Kind))
+		default:
+			checkGrant(f, at, s.Model, g)
+		}
 	}
 	if len(s.Grants) > 32 {
 		f.add("/spec/grants", "has %d grants, and may have 32", len(s.Grants))
@@ -205,7 +211,7 @@ func checkGrant(f *faults, at string, m api.Model, g api.Grant) {
 			f.add(at+"/source", "a grant of %s has neither source nor target", g.Kind)
 		}
 	default:
-		oneOf(f, at+"/kind", g.Kind, api.GrantDirectory, api.GrantDevice, api.GrantDedicatedCPU, api.GrantHugePages, api.GrantCapability, api.GrantNesting)
+		oneOf(f, at+"/kind", g.Kind, api.GrantKinds...)
 	}
 }
 

@@ -442,6 +442,13 @@ func TestGrants(t *testing.T) {
 	if !strings.Contains(p.Detail, "qemu: can't hand over huge-pages: none are set aside") {
 		t.Error(p)
 	}
+	// What has a field of its own is no grant of the list.
+	for kind, field := range map[api.GrantKind]string{api.GrantDedicatedCPU: "/spec/cpu/dedicated", api.GrantHugePages: "/spec/memory/hugePages"} {
+		p := problem(t, create("f", func(s *api.ServerSpec) { s.Grants = []api.Grant{{Kind: kind}} }), api.CodeInvalid, "/spec/grants/0/kind")
+		if !strings.Contains(p.Error(), "by "+field) {
+			t.Error(p)
+		}
+	}
 	w.must(create("f", func(s *api.ServerSpec) { s.Model, s.State = api.ModelFull, api.StateStopped }))
 	for pointer, e := range map[string]edit{
 		"":                       directory("/srv/data"),

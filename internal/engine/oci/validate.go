@@ -86,9 +86,7 @@ func validateGrant(pointer string, g api.Grant, bad reporter) {
 		case !slices.Contains(slices.Concat(systemCaps, applicationCaps, grantableCaps), name):
 			bad(pointer+"/source", api.CodeInvalid, "%q is no capability", g.Source)
 		}
-	case api.GrantDedicatedCPU, api.GrantNesting:
-	case api.GrantHugePages:
-		bad(pointer+"/kind", api.CodeUnsupported, "an os server's memory is the host kernel's to lay out")
+	case api.GrantNesting:
 	default:
 		bad(pointer+"/kind", api.CodeInvalid, "no grant of kind %q", g.Kind)
 	}

@@ -46,13 +46,13 @@ func TestCommandLine(t *testing.T) {
 				{Kind: api.GrantDirectory, Source: "/srv/a,b", Target: "data"},
 				{Kind: api.GrantDirectory, Source: "/srv/ro", ReadOnly: true},
 				{Kind: api.GrantDevice, Source: "0000:01:00.0"},
-				{Kind: api.GrantNesting}, {Kind: api.GrantHugePages},
+				{Kind: api.GrantNesting},
 			}
 		}},
 		"para-tcg": {micro(tcg), api.ModelPara, func(m *engine.Machine) { m.Seed = "/machines/web/seed.iso" }},
 		"para-kvm-grants": {micro(kvm), api.ModelPara, func(m *engine.Machine) {
 			m.Spec.Memory.HugePages = true
-			m.Grants = []api.Grant{{Kind: api.GrantDirectory, Source: "/srv/data"}, {Kind: api.GrantHugePages}}
+			m.Grants = []api.Grant{{Kind: api.GrantDirectory, Source: "/srv/data"}}
 		}},
 		"para-tcg-unsteady-clock": {unsteady, api.ModelPara, nil},
 	} {

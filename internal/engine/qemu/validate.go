@@ -38,8 +38,7 @@ func validateFull(s *api.ServerSpec) []api.FieldError {
 		errs.add(api.CodeInvalid, "/spec/devices", "is virtio or emulated, not %q", s.Devices)
 	}
 	errs.grants(s.Grants, map[api.GrantKind]func(string, api.Grant){
-		api.GrantDirectory: errs.directory, api.GrantDevice: errs.device,
-		api.GrantDedicatedCPU: nil, api.GrantHugePages: nil, api.GrantNesting: nil,
+		api.GrantDirectory: errs.directory, api.GrantDevice: errs.device, api.GrantNesting: nil,
 	}, Full)
 	return errs
 }
@@ -56,7 +55,7 @@ func validateMicroVM(s *api.ServerSpec) []api.FieldError {
 		errs.add(api.CodeUnsupported, "/spec/cdrom", "a microvm has no CD-ROM drive: use model full")
 	}
 	errs.grants(s.Grants, map[api.GrantKind]func(string, api.Grant){
-		api.GrantDirectory: errs.directory, api.GrantDedicatedCPU: nil, api.GrantHugePages: nil, api.GrantNesting: nil,
+		api.GrantDirectory: errs.directory, api.GrantNesting: nil,
 	}, MicroVM)
 	return errs
 }

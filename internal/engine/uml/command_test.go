@@ -30,7 +30,7 @@ func TestArguments(t *testing.T) {
 		{MAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}, Tap: engine.Tap{NetNS: "/n/b", Device: "t2"}},
 	}
 	m.Grants = []api.Grant{
-		{Kind: api.GrantDedicatedCPU},
+		{Kind: api.GrantNesting},
 		{Kind: api.GrantDirectory, Source: "/srv/a", Target: "/a", ReadOnly: true},
 	}
 	want := []string{

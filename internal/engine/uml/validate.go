@@ -42,14 +42,10 @@ func (e *Engine) Validate(spec *api.ServerSpec) []api.FieldError {
 }
 
 func validateGrant(pointer string, g api.Grant) []api.FieldError {
-	switch g.Kind {
-	case api.GrantDedicatedCPU:
-		return nil
-	case api.GrantDirectory:
-	default:
+	if g.Kind != api.GrantDirectory {
 		return []api.FieldError{{
 			Pointer: pointer + "/kind", Code: api.CodeUnsupported,
-			Message: fmt.Sprintf("the engine uml can't grant %q; it grants directory and dedicated-cpu", g.Kind),
+			Message: fmt.Sprintf("the engine uml can't grant %q; it grants directories", g.Kind),
 		}}
 	}
 	var errs []api.FieldError
