@@ -9,7 +9,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/client"
@@ -18,6 +20,13 @@ import (
 )
 
 func serve(t *testing.T) (*client.Client, *httpapitest.Fake, *httpapitest.Guests) {
+	t.Helper()
+	c, fake, guests, _ := daemon(t)
+	return c, fake, guests
+}
+
+// daemon also returns what stops it, as the daemon does.
+func daemon(t *testing.T) (*client.Client, *httpapitest.Fake, *httpapitest.Guests, func(context.Context) error) {
 	t.Helper()
 	dir, err := os.MkdirTemp("/tmp", "c")
 	if err != nil {
@@ -30,7 +39,9 @@ func serve(t *testing.T) (*client.Client, *httpapitest.Fake, *httpapitest.Guests
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := httpapi.Server(httpapi.New(httpapi.Options{Control: fake, Guests: guests, Version: "test"}), nil)
+	handler := httpapi.New(httpapi.Options{Control: fake, Guests: guests, Version: "test"})
+	server := httpapi.Server(handler, nil)
+	server.RegisterOnShutdown(handler.Stop)
 	go server.Serve(l)
 	t.Cleanup(func() { server.Close() })
 	c, err := client.New(client.Options{Address: l.Addr().String()})
@@ -38,7 +49,11 @@ func serve(t *testing.T) (*client.Client, *httpapitest.Fake, *httpapitest.Guests
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
-	return c, fake, guests
+	return c, fake, guests, func(ctx context.Context) error {
+		err := server.Shutdown(ctx)
+		handler.Wait(ctx)
+		return errors.Join(err, ctx.Err())
+	}
 }
 
 func create(t *testing.T, c *client.Client, name string) *api.Server {
@@ -307,6 +322,70 @@ func TestExecEndsWithItsClient(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	<-guests.Ended
+}
+
+// A daemon that stops ends what lasts, and says so.
+func TestStop(t *testing.T) {
+	c, _, guests, stop := daemon(t)
+	create(t, c, "web")
+	console, err := c.Console(t.Context(), "default", "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, err := c.Log(t.Context(), "default", "web", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	display, err := c.Display(t.Context(), "default", "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	type end struct {
+		of  string
+		err error
+	}
+	watching, ends := make(chan struct{}), make(chan end)
+	watched, unwatch := context.WithCancel(t.Context())
+	defer unwatch()
+	go func() {
+		begun := sync.OnceFunc(func() { close(watching) })
+		for range c.Servers("default").Watch(watched, client.ListOptions{}, 0) {
+			begun()
+		}
+	}()
+	for name, run := range map[string]func() error{
+		"exec": func() error {
+			_, err := c.Exec(t.Context(), "default", "web", client.Exec{Args: []string{"sleep"}})
+			return err
+		},
+		"console": func() error { _, err := io.ReadAll(console); return err },
+		"log":     func() error { _, err := io.ReadAll(log); return err },
+		"display": func() error { _, err := io.ReadAll(display); return err },
+	} {
+		go func() { ends <- end{name, run()} }()
+	}
+	<-guests.Started
+	<-watching
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := stop(ctx); err != nil {
+		t.Errorf("it waited for clients: %v", err)
+	}
+	<-guests.Ended
+	got := map[string]error{}
+	for range 4 {
+		e := <-ends
+		got[e.of] = e.err
+	}
+	for name, said := range map[string]string{"exec": "the daemon stops, and has ended the process", "console": "the daemon stops; the server goes on"} {
+		if err := got[name]; api.CodeOf(err) != api.CodeUnavailable || err.Error() != said {
+			t.Errorf("%s ended with %v", name, err)
+		}
+	}
+	if !errors.Is(got["log"], io.ErrUnexpectedEOF) || got["display"] != nil {
+		t.Errorf("the log ended with %v, the display with %v", got["log"], got["display"])
+	}
 }
 
 // A daemon that does not remember where a watch ended lets it begin anew.

@@ -51,12 +51,16 @@ func (c *Client) Console(ctx context.Context, tenant, name string) (*Console, er
 	return &Console{conn: conn, ctx: ctx}, nil
 }
 
-// Read reads what the console prints; io.EOF when the guest has ended.
+// Read reads what the console prints; io.EOF when the guest has ended, a problem with code unavailable when the daemon stops.
 func (c *Console) Read(p []byte) (int, error) {
 	for len(c.rest) == 0 {
 		_, message, err := c.conn.Read(c.ctx)
 		if websocket.CloseStatus(err) == websocket.StatusNormalClosure {
 			return 0, io.EOF
+		}
+		var closed websocket.CloseError
+		if errors.As(err, &closed) && closed.Code == websocket.StatusGoingAway {
+			return 0, api.Errorf(api.CodeUnavailable, "%s", closed.Reason)
 		}
 		if err != nil {
 			return 0, err
@@ -115,7 +119,8 @@ type Exec struct {
 	Resize <-chan WinSize // later ones; may be nil
 }
 
-// Exec runs a process in a guest and returns its exit code. It does not wait for a Read of Stdin that is under way.
+// Exec runs a process in a guest and returns its exit code. A daemon that stops ends the process; the error is then a problem
+// with code unavailable. It does not wait for a Read of Stdin that is under way.
 func (c *Client) Exec(ctx context.Context, tenant, name string, e Exec) (int, error) {
 	q := url.Values{"cmd": e.Args, "env": e.Env}
 	for key, value := range map[string]string{"user": e.User, "cwd": e.Dir} {

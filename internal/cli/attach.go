@@ -258,10 +258,14 @@ func (a *app) logCommand(k *servers) *cobra.Command {
 				return err
 			}
 			defer log.Close() //nolint:errcheck // it was only read
-			if _, err := io.Copy(cmd.OutOrStdout(), log); err != nil && cmd.Context().Err() == nil {
-				return fmt.Errorf("read the log: %w", err)
+			_, err = io.Copy(cmd.OutOrStdout(), log)
+			switch {
+			case err == nil || cmd.Context().Err() != nil:
+				return nil
+			case errors.Is(err, io.ErrUnexpectedEOF):
+				return errors.New("the log broke off: the daemon has ended")
 			}
-			return nil
+			return fmt.Errorf("read the log: %w", err)
 		},
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what is printed from now on")

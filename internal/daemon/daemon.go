@@ -211,10 +211,12 @@ func (d *Daemon) serve(ctx context.Context) (err error) {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	g := &guests{control: d.control, agent: d.agent, keeper: d.keeper, dir: filepath.Join(d.o.StateDir, "servers")}
-	d.server = httpapi.Server(httpapi.New(httpapi.Options{
+	handler := httpapi.New(httpapi.Options{
 		Control: d.control, Guests: g, Logger: d.o.Logger, Version: d.o.Version, Metrics: d.metrics, Debug: d.bundle,
 		Ready: func() error { return answers(ctx, d.store) },
-	}), d.o.Logger)
+	})
+	d.server = httpapi.Server(handler, d.o.Logger)
+	d.server.RegisterOnShutdown(handler.Stop)
 	if d.socket, err = httpapi.Listen(SocketOf(d.o.RunDir)); err != nil {
 		return err
 	}
@@ -239,9 +241,10 @@ func (d *Daemon) serve(ctx context.Context) (err error) {
 	<-ctx.Done()
 	closing, done := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer done()
-	if d.server.Shutdown(closing) != nil { // watches and streams stay open for as long as they are read
+	if d.server.Shutdown(closing) != nil { // a request takes longer
 		d.server.Close()
 	}
+	handler.Wait(closing)
 	parts.Wait()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause

@@ -49,17 +49,22 @@ func queryParam(name string, repeated bool, doc string) *huma.Param {
 // framing is the description of the streams, for the OpenAPI document.
 const framing = "The first byte of every binary message is its channel: 0 stdin (client to server; a message without data is the end " +
 	"of input), 1 stdout, 2 stderr (server to client), 3 control: a JSON object {\"resize\":{\"rows\":24,\"cols\":80}} (client to " +
-	"server), {\"exit\":0} or {\"error\":{problem}} (server to client, the last message of an exec)."
+	"server), {\"exit\":0} or {\"error\":{problem}} (server to client, the last message of an exec). When the daemon stops, an exec's " +
+	"process is ended, with an error of code unavailable; other streams are closed with status 1001 (RFC 6455), and the guest goes on."
 
 type guestHandler func(w http.ResponseWriter, r *http.Request, tenant, name string) error
 
-// streamRoute registers a handler below a server. It returns an error only while it can still be answered as a problem.
+// streamRoute registers a handler below a server. The handler returns an error only while it can still be answered as a problem.
 func (s *server) streamRoute(verb string, h guestHandler, summary string, params []*huma.Param) {
 	path := serverPath + "/" + verb
 	names := &kind[api.Server, api.ServerSpec]{singular: "server"}
 	s.mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
 		tenant, name := r.PathValue("tenant"), r.PathValue("name")
-		err := names.checkNames(tenant, name)
+		end, err := s.lasting.begin()
+		if err == nil {
+			defer end()
+			err = names.checkNames(tenant, name)
+		}
 		if err == nil {
 			err = h(w, r, tenant, name)
 		}
@@ -115,17 +120,19 @@ func (s *server) console(w http.ResponseWriter, r *http.Request, tenant, name st
 	if err != nil {
 		return nil // the library has answered
 	}
-	defer c.CloseNow() //nolint:errcheck // after Close it has nothing to say
+	defer c.CloseNow()                   //nolint:errcheck // after Close it has nothing to say
+	detach := func() { console.Close() } //nolint:errcheck // ends the copy below
+	defer s.lasting.at(detach)()
 	go func() {
 		defer cancel()
 		readFrames(ctx, c, console, resize)
-		console.Close() //nolint:errcheck // ends the copy below
+		detach()
 	}()
 	_, err = io.CopyBuffer(frameWriter{ctx, c, frame.Stdout}, onlyReader{console}, make([]byte, frame.Limit-1))
 	if err != nil && ctx.Err() == nil {
 		s.log.Debug("console ended", "server", name, "error", err)
 	}
-	c.Close(websocket.StatusNormalClosure, "") //nolint:errcheck // the client may be gone
+	s.lasting.farewell(c)
 	return nil
 }
 
@@ -231,8 +238,11 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request, tenant, name strin
 		return nil // the library has answered
 	}
 	defer c.CloseNow() //nolint:errcheck // after Close it has nothing to say
-	ctx, cancel := context.WithCancel(r.Context())
+	connected, hangUp := context.WithCancel(r.Context())
+	defer hangUp()
+	ctx, cancel := context.WithCancel(connected)
 	defer cancel()
+	defer s.lasting.at(cancel)()
 	input, stdin := io.Pipe()
 	resize := make(chan engine.WinSize, 1)
 	if process.TTY {
@@ -244,20 +254,23 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request, tenant, name strin
 		}
 	}
 	process.Stdin, process.Resize = input, resize
-	process.Stdout, process.Stderr = frameWriter{ctx, c, frame.Stdout}, frameWriter{ctx, c, frame.Stderr}
+	process.Stdout, process.Stderr = frameWriter{connected, c, frame.Stdout}, frameWriter{connected, c, frame.Stderr}
 	go func() {
-		readFrames(ctx, c, stdin, resize)
-		cancel()                                  // the client is gone, and with it whoever waits for the process
+		readFrames(connected, c, stdin, resize)
+		hangUp()                                  // the client is gone, and with it whoever waits for the process
 		stdin.CloseWithError(io.ErrUnexpectedEOF) //nolint:errcheck // of a pipe it never fails
 	}()
 	code, err := s.guests.Exec(ctx, callerOf(ctx), tenant, name, process)
 	input.Close() //nolint:errcheck // of a pipe it never fails
 	last := frame.Control{Exit: &code}
+	if err != nil && s.lasting.over() {
+		err = api.Errorf(api.CodeUnavailable, "the daemon stops, and has ended the process")
+	}
 	if err != nil {
 		note(r.Context(), err)
 		last = frame.Control{Error: asProblem(err)}
 	}
-	if err := c.Write(ctx, websocket.MessageBinary, frame.EncodeControl(last)); err == nil {
+	if err := c.Write(connected, websocket.MessageBinary, frame.EncodeControl(last)); err == nil {
 		c.Close(websocket.StatusNormalClosure, "") //nolint:errcheck // the client may be gone
 	}
 	return nil
@@ -300,13 +313,14 @@ func (s *server) display(w http.ResponseWriter, r *http.Request, tenant, name st
 	}
 	defer c.CloseNow() //nolint:errcheck // after Close it has nothing to say
 	c.SetReadLimit(1 << 20)
+	defer s.lasting.at(func() { guest.Close() })() //nolint:errcheck // ends the copy below
 	client := websocket.NetConn(r.Context(), c, websocket.MessageBinary)
 	go func() {
 		io.Copy(guest, client) //nolint:errcheck // either side may end it
 		guest.Close()          //nolint:errcheck // ends the copy below
 	}()
 	io.Copy(client, guest) //nolint:errcheck // either side may end it
-	client.Close()         //nolint:errcheck // the client may be gone
+	s.lasting.farewell(c)
 	return nil
 }
 
@@ -323,7 +337,8 @@ func (s *server) consoleLog(w http.ResponseWriter, r *http.Request, tenant, name
 	if err != nil {
 		return err
 	}
-	defer log.Close() //nolint:errcheck // it was only read
+	defer log.Close()                            //nolint:errcheck // it was only read
+	defer s.lasting.at(func() { log.Close() })() //nolint:errcheck // ends the copy below
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	out := io.Writer(w)
@@ -335,6 +350,9 @@ func (s *server) consoleLog(w http.ResponseWriter, r *http.Request, tenant, name
 		}
 	}
 	io.Copy(out, onlyReader{log}) //nolint:errcheck // the client is gone, or the log ended
+	if follow && s.lasting.over() {
+		panic(http.ErrAbortHandler) // the client sees that it was broken off
+	}
 	return nil
 }
 

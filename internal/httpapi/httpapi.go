@@ -50,13 +50,14 @@ type server struct {
 	mux       *http.ServeMux
 	api       huma.API
 	requests  *prometheus.HistogramVec
+	lasting   *lasting
 }
 
 // New makes the handler of the whole API.
-func New(o Options) http.Handler {
+func New(o Options) *Handler {
 	s := &server{
 		control: o.Control, guests: o.Guests, log: o.Logger, identify: o.Identify, keepAlive: o.KeepAlive,
-		mux: http.NewServeMux(),
+		mux: http.NewServeMux(), lasting: newLasting(),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -79,7 +80,7 @@ func New(o Options) http.Handler {
 	s.operatorRoutes(o)
 	finishSchemas(s.api.OpenAPI().Components.Schemas)
 	s.openAPIRoute()
-	return s
+	return &Handler{s}
 }
 
 func apiConfig(version string) huma.Config {

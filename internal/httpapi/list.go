@@ -167,7 +167,8 @@ func encodePage(page Raw) []byte {
 	return b.Bytes()
 }
 
-// watch streams changes until the client goes, or the watch breaks: the client then resumes with Last-Event-ID.
+// watch streams changes until the client goes, the watch breaks, or the daemon stops: the client then resumes with
+// Last-Event-ID.
 func (k *kind[T, S]) watch(ctx context.Context, tenant string, q ListQuery, o ListOptions) (*huma.StreamResponse, error) {
 	from, err := q.from()
 	if err != nil {
@@ -181,6 +182,9 @@ func (k *kind[T, S]) watch(ctx context.Context, tenant string, q ListQuery, o Li
 		_, w := humago.Unwrap(hctx)
 		w.Header().Set("Content-Type", "text/event-stream")
 		w.Header().Set("Cache-Control", "no-store")
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer k.lasting.at(cancel)()
 		stream(ctx, w, changes, k.keepAlive)
 	}}, nil
 }

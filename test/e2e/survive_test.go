@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/client"
 	"github.com/croftproject/croft/test/world"
 )
 
@@ -54,7 +56,9 @@ func TestSurvival(t *testing.T) {
 		same(t, w, names, before, processes)
 	})
 	t.Run("daemon restarted", func(t *testing.T) {
+		told := streams(t, w, "sur-runc")
 		w.Stop(t)
+		told()
 		alive(t, names, processes)
 		hear(t, ticks)
 		w.Start(t)
@@ -79,6 +83,37 @@ func TestSurvival(t *testing.T) {
 	for _, name := range names {
 		if s := w.Phase(t, name, api.PhaseStopped); s.Status.Exit == nil || s.Status.Exit.Reason != "asked" {
 			t.Errorf("%s ended with %+v", name, s.Status.Exit)
+		}
+	}
+}
+
+// streams runs a process in a server and attaches to its console. What it returns checks that both were told of the
+// daemon's stop, and that the process went with it.
+func streams(t *testing.T, w *world.World, name string) (told func()) {
+	t.Helper()
+	id := w.Get(t, name).ID
+	before := pids(t, w, id)
+	console, err := w.Client.Console(t.Context(), world.Tenant, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	printed, stdout := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := w.Client.Exec(t.Context(), world.Tenant, name, client.Exec{Args: []string{"sh", "-c", "echo up; exec sleep 1000"}, Stdout: stdout})
+		stdout.CloseWithError(err)
+		ended <- err
+	}()
+	if _, err := bufio.NewReader(printed).ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		wantCode(t, <-ended, api.CodeUnavailable, "")
+		_, err := io.ReadAll(console)
+		wantCode(t, err, api.CodeUnavailable, "")
+		if now := pids(t, w, id); !slices.Equal(now, before) {
+			t.Errorf("%s has the processes %v, and had %v", name, now, before)
 		}
 	}
 }
