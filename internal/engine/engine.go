@@ -130,7 +130,7 @@ type Process struct {
 	User   string   // user, user:group, by name or number; empty is root
 	TTY    bool     // a terminal, of which Stdin and Stdout are the two directions
 	Stdin  io.Reader
-	Stdout io.Writer
+	Stdout io.Writer      // it and Stderr are written to at the same time
 	Stderr io.Writer      // unused with TTY
 	Resize <-chan WinSize // window sizes, with TTY; may be nil
 }

@@ -142,8 +142,13 @@ func testExecMissing(t *testing.T, h *Harness, x engine.Execer) {
 		"user":    {Args: h.Commands.Exit7, User: "nobody-knows"},
 		"command": {},
 	} {
-		if code, err := x.Exec(within(t, h.StopLimit), p); !errors.Is(err, engine.ErrProcess) {
-			t.Errorf("no such %s: %d, %v; want ErrProcess", what, code, err)
+		for _, tty := range []bool{false, true} {
+			var out, errs bytes.Buffer
+			p.TTY, p.Stdout, p.Stderr = tty, &out, &errs
+			code, err := x.Exec(within(t, h.StopLimit), p)
+			if !errors.Is(err, engine.ErrProcess) || out.Len()+errs.Len() > 0 {
+				t.Errorf("no such %s, terminal %t: %d, %v, output %q and %q; want ErrProcess alone", what, tty, code, err, out.String(), errs.String())
+			}
 		}
 	}
 }

@@ -36,7 +36,7 @@ func run(t testing.TB, g engine.Guest, script string) (int, string) {
 	t.Helper()
 	var out bytes.Buffer
 	code, err := g.(engine.Execer).Exec(limit(t, 20*time.Second), engine.Process{
-		Args: []string{"/bin/sh", "-c", script}, Stdout: &out, Stderr: &out,
+		Args: []string{"/bin/sh", "-c", "exec 2>&1; " + script}, Stdout: &out,
 	})
 	if err != nil {
 		t.Fatalf("%s: %v", script, err)

@@ -210,7 +210,9 @@ func (g *Guest) owns(pid int) bool {
 // runPipes runs it with plain streams.
 func (s *session) runPipes() error {
 	s.cmd.Stdout = s.process.Stdout
-	s.cmd.Stderr = s.process.Stderr
+	if s.process.Stderr != nil {
+		s.cmd.Stderr = &heard{Writer: s.process.Stderr, s: s}
+	}
 	var in io.WriteCloser
 	if s.process.Stdin != nil {
 		var err error
@@ -241,7 +243,7 @@ func (s *session) runTerminal() error {
 	var output sync.WaitGroup
 	output.Go(func() {
 		// It ends with EIO, once nobody has the other side open.
-		_, _ = io.Copy(writerOr(s.process.Stdout), terminal)
+		_, _ = io.Copy(&heard{Writer: writerOr(s.process.Stdout), s: s}, terminal)
 	})
 	if s.process.Stdin != nil {
 		go func() { _, _ = io.Copy(terminal, s.process.Stdin) }()
@@ -324,11 +326,40 @@ func (s *session) result(ctx context.Context, err error) (int, error) {
 	case !errors.As(err, &exit):
 		return 0, fmt.Errorf("exec in %s: %w", s.guest.m.ID, err)
 	}
-	if _, started := os.Lstat(s.file("pid")); started != nil {
-		log, _ := os.ReadFile(s.file("log"))
-		if said := lastMessage(log); said != "" {
-			return 0, fmt.Errorf("%w: %s", engine.ErrProcess, said)
-		}
+	if said := s.complaint(); said != "" {
+		return 0, fmt.Errorf("%w: %s", engine.ErrProcess, said)
 	}
 	return exit.ExitCode(), nil
+}
+
+// started tells whether there is, or was, a process.
+func (s *session) started() bool {
+	_, err := os.Lstat(s.file("pid"))
+	return err == nil
+}
+
+// complaint is why the runtime did not start the process; "" where it did, or has not said so.
+func (s *session) complaint() string {
+	if s.started() {
+		return ""
+	}
+	log, _ := os.ReadFile(s.file("log"))
+	return lastMessage(log)
+}
+
+// heard passes on what the process says. The runtime says there too why it did not start one, after it has logged that:
+// the error tells it already.
+type heard struct {
+	io.Writer
+	s       *session
+	process bool // is known to have been started
+}
+
+func (h *heard) Write(p []byte) (int, error) {
+	if h.process = h.process || h.s.started(); !h.process {
+		if said := h.s.complaint(); said != "" && strings.TrimSpace(string(p)) == said {
+			return len(p), nil
+		}
+	}
+	return h.Writer.Write(p)
 }
