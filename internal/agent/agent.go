@@ -36,6 +36,8 @@ type Control interface {
 	Gone(ctx context.Context, serverID string) error
 	// Started says that the host started a server by itself (autostart: always); its spec says so from then on.
 	Started(ctx context.Context, serverID string) error
+	// Readmit promises a server what its engine takes now, which is more than was promised.
+	Readmit(ctx context.Context, serverID string) error
 }
 
 // Images finds the content of images on this host.

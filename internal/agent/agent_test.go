@@ -45,6 +45,22 @@ type host struct {
 	noNet   error // of each Set of a network
 	sets    int   // calls for it
 	uplink  string
+
+	overhead   api.Bytes // of the engine, now
+	readmitted int       // calls for it
+	noRoom     error     // of each
+}
+
+// heavy is an engine that takes what its host says.
+type heavy struct {
+	*fake.Engine
+	h *host
+}
+
+func (e heavy) Overhead(*api.ServerSpec) api.Bytes {
+	e.h.mu.Lock()
+	defer e.h.mu.Unlock()
+	return e.h.overhead
 }
 
 func newHost(t *testing.T) *host {
@@ -70,7 +86,7 @@ func (h *host) agent() (a *Agent, stop func()) {
 	a = New(Options{
 		HostID: "host1", HostName: "h", StateDir: h.dir, RunDir: h.dir + "/run", IDDir: h.ids, BootID: h.boot, CPUs: []int{0, 1},
 		Capacity: func() api.MilliCPU { return 2000 }, Store: h.store, Control: h, Keeper: nobody{},
-		Engines: []engine.Engine{fake.New(h.guests, api.ModelOS)}, Pool: memPool{h}, Images: h, Net: memNet{h}, Cgroups: memGroups{h},
+		Engines: []engine.Engine{heavy{fake.New(h.guests, api.ModelOS), h}}, Pool: memPool{h}, Images: h, Net: memNet{h}, Cgroups: memGroups{h},
 		Logger: slog.New(slog.DiscardHandler), Now: time.Now,
 		Fault: func(id, step string) error {
 			h.mu.Lock()
@@ -215,6 +231,19 @@ func (h *host) setFault(f func(id, step string) error) {
 func (h *host) Gone(ctx context.Context, id string) error {
 	_, err := h.store.Commit(ctx, store.Tx{Deletes: []string{state.Servers + id, state.ServerStatus + id}})
 	return err
+}
+
+func (h *host) Readmit(context.Context, string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.readmitted++
+	return h.noRoom
+}
+
+func (h *host) readmissions() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.readmitted
 }
 
 func (h *host) Started(ctx context.Context, id string) error {

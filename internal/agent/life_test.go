@@ -44,6 +44,28 @@ func TestLife(t *testing.T) {
 	h.clean()
 }
 
+// An engine that takes more than it did when the server was admitted is promised that first, or waits.
+func TestMoreThanPromised(t *testing.T) {
+	h := newHost(t)
+	h.overhead, h.noRoom = 8*api.MiB, errors.New("no room")
+	h.agent()
+	h.server("a", func(r *state.Server) { r.Overhead = 4 * api.MiB })
+	h.waitFor("a", "waiting for room", func(s *state.Status) bool { return s.Phase == api.PhaseBackoff })
+	if r := h.guests.Running(); len(r) > 0 {
+		t.Errorf("it runs: %v", r)
+	}
+	h.mu.Lock()
+	h.noRoom = nil
+	h.mu.Unlock()
+	h.phase("a", api.PhaseRunning)
+	h.server("b", func(r *state.Server) { r.Overhead = 8 * api.MiB })
+	before := h.readmissions()
+	h.phase("b", api.PhaseRunning)
+	if n := h.readmissions(); n != before {
+		t.Error("what was promised enough was promised anew")
+	}
+}
+
 func TestRestartIsCarriedOutOnce(t *testing.T) {
 	h := newHost(t)
 	_, stop := h.agent()

@@ -202,6 +202,11 @@ func (a *Agent) step(ctx context.Context, m *machine, rec *state.Server, s step)
 		if err != nil {
 			return 0, err
 		}
+		if e.Overhead(&rec.Spec) > rec.Overhead {
+			if err := a.Control.Readmit(ctx, m.id); err != nil {
+				return 0, err
+			}
+		}
 		return 0, a.divider.admit(m.id, rec, e)
 	case stepLaunch:
 		return 0, a.launch(ctx, m, rec)

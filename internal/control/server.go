@@ -234,6 +234,24 @@ func (c *Control) Started(ctx context.Context, id string) error {
 	return err
 }
 
+// Readmit promises a server what its engine takes now, where that is more than when the server was admitted: the host may
+// have lost its KVM. What the host has no room for is refused.
+func (c *Control) Readmit(ctx context.Context, id string) error {
+	_, err := c.admit(ctx, func(d *draft) error {
+		r, ok := d.ix.servers[id]
+		if !ok {
+			return nil
+		}
+		next := *r.v
+		if err := c.resize(d, &next, r.v); err != nil {
+			return err
+		}
+		d.put(state.Servers+id, &next)
+		return nil
+	})
+	return err
+}
+
 // Delete asks for the end of a server. Its host removes it, and then calls Gone.
 func (c servers) Delete(ctx context.Context, who httpapi.Caller, tenant, name string, o httpapi.DeleteOptions) (*api.Server, error) {
 	return c.change(ctx, who, tenant, name, o.Revision, func(d *draft, now *api.Server, s *state.Server) error {

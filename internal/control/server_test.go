@@ -536,6 +536,30 @@ func TestHugePages(t *testing.T) {
 	w.empty()
 }
 
+// A host that lost its KVM promises what QEMU takes without, as far as it has that.
+func TestReadmit(t *testing.T) {
+	w := newWorld(t)
+	s := w.server("a", func(s *api.ServerSpec) {
+		s.Model, s.State, s.Memory = api.ModelFull, api.StateStopped, api.Memory{Limit: 256 * api.MiB}
+	})
+	before := w.host().Status.Allocated.Memory
+	now := func(overhead api.Bytes) error {
+		qemu := w.o.Engines[0].(fakeEngine)
+		qemu.overhead = overhead
+		w.o.Engines[0] = qemu
+		return w.Readmit(t.Context(), s.ID)
+	}
+	w.must(now(200 * api.MiB))
+	if got := w.host().Status.Allocated.Memory - before; got != 136*api.MiB {
+		t.Errorf("the host promises %v more, want 136MiB", got)
+	}
+	problem(t, now(api.TiB), api.CodeCapacity)
+	w.sound()
+	w.remove("a")
+	w.must(w.Readmit(t.Context(), s.ID))
+	w.empty()
+}
+
 func TestUnavailable(t *testing.T) {
 	w := newWorld(t)
 	w.server("web")
