@@ -28,7 +28,7 @@ type Subnet struct {
 // DNS of a network: the router answers for the servers' names and forwards the rest.
 type DNS struct {
 	Domain     string       `json:"domain,omitempty" doc:"Domain of the servers' names. Default: NETWORK.TENANT.internal."`
-	Forwarders []netip.Addr `json:"forwarders,omitempty" doc:"Resolvers for other names. Default: the host's."`
+	Forwarders []netip.Addr `json:"forwarders,omitempty" doc:"Resolvers for other names. Default: the host's; none where there is no NAT."`
 }
 
 type NetworkStatus struct {

@@ -26,11 +26,12 @@ type zone struct {
 	reverse    map[netip.Addr]string
 	subnets    []netip.Prefix
 	forwarders []netip.Addr
+	closed     bool // no way out: the host's resolvers are none of its
 }
 
 func newZone(n hostnet.Network) zone {
 	z := zone{names: make(map[string][]netip.Addr, len(n.Records)), reverse: make(map[netip.Addr]string, len(n.Records)),
-		forwarders: n.Forwarders}
+		forwarders: n.Forwarders, closed: !n.NAT}
 	if n.Domain != "" {
 		z.domain = dns.CanonicalName(n.Domain)
 	}

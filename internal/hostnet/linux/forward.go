@@ -52,13 +52,15 @@ func (r *resolvers) ofHost() []netip.AddrPort {
 	return r.list
 }
 
-// forward asks a network's resolvers, or the host's, one after the other. Without any, or without an answer, it fails.
+// forward asks a network's resolvers, or the host's where it has a way out, one after the other. Without any, or without
+// an answer, it fails.
 func (s *services) forward(q *dns.Msg) *dns.Msg {
 	var to []netip.AddrPort
-	for _, f := range s.data.Load().dns.forwarders {
+	zone := s.data.Load().dns
+	for _, f := range zone.forwarders {
 		to = append(to, netip.AddrPortFrom(f, 53))
 	}
-	if len(to) == 0 {
+	if len(to) == 0 && !zone.closed {
 		to = s.res.ofHost()
 	}
 	if len(to) == 0 {

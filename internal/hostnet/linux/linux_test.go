@@ -85,6 +85,20 @@ func TestWayOut(t *testing.T) {
 	if len(forwarded) > 0 {
 		t.Errorf("forwarded a name of its own: %s", <-forwarded)
 	}
+	t.Run("no way out", func(t *testing.T) {
+		n := describeNet("gamma", "10.7.0.0/24", 1, 0)
+		n.NAT = false
+		set(t, h, n)
+		g := w.guest(h, n, 0)
+		if r := ask(t, g, "udp", "10.7.0.1", "data.example.org", dns.TypeA); r.Rcode != dns.RcodeRefused || len(forwarded) > 0 {
+			t.Errorf("a question left the network: %v", r)
+		}
+		n.Forwarders = []netip.Addr{netip.MustParseAddr(outsideAddr)}
+		set(t, h, n)
+		if got := answersOf(ask(t, g, "udp", "10.7.0.1", "www.example.org", dns.TypeA)); got != "192.0.2.80" {
+			t.Errorf("a resolver of its own answers %q", got)
+		}
+	})
 	t.Run("isolation", func(t *testing.T) {
 		const short = 300 * time.Millisecond
 		g := w.guest(h, one, 0)
