@@ -424,6 +424,51 @@ func TestAnOldStopIsForgotten(t *testing.T) {
 	h.waitFor("a", "running again", func(s *state.Status) bool { return s.Phase == api.PhaseRunning && s.Restarts == 1 })
 }
 
+// A resume counts as a start where the guest has ended meanwhile, and leaves one that waits as it is.
+func TestResume(t *testing.T) {
+	h := newHost(t)
+	h.agent()
+	resumed := func(r *state.Server) { r.Intent.Start = 1 }
+	for _, id := range []string{"waits", "ended"} {
+		h.server(id, nil)
+		h.phase(id, api.PhaseRunning)
+		h.server(id, asked(api.StatePaused))
+	}
+	before := h.phase("waits", api.PhasePaused)
+	h.server("waits", resumed)
+	if now := h.phase("waits", api.PhaseRunning); !now.Started.Equal(before.Started) || now.Exit != nil {
+		t.Errorf("resumed, it was started again: %+v", now)
+	}
+	h.phase("ended", api.PhasePaused)
+	h.guests.End("ended", 0, "poweroff")
+	h.phase("ended", api.PhaseStopped)
+	h.server("ended", resumed)
+	h.phase("ended", api.PhaseRunning)
+}
+
+// A guest that shuts down does not hear that it was asked to start again: it is started once it has ended, whatever the
+// restart policy.
+func TestAStartAfterAStopIsKept(t *testing.T) {
+	for _, policy := range []api.RestartKind{api.RestartNever, api.RestartOnFailure} {
+		t.Run(string(policy), func(t *testing.T) {
+			h := newHost(t)
+			h.agent()
+			h.guests.Hook(fake.Hooks{Deaf: func(string) bool { return true }}) // it takes its time
+			first := func(r *state.Server) { r.Spec.Restart.Policy = policy }
+			h.server("a", first)
+			before := h.phase("a", api.PhaseRunning)
+			h.server("a", func(r *state.Server) { first(r); r.Spec.State = api.StateStopped })
+			h.phase("a", api.PhaseStopping)
+			h.server("a", func(r *state.Server) { first(r); r.Intent.Start = 1 })
+			h.phase("a", api.PhaseRunning)
+			h.guests.End("a", 0, "poweroff")
+			h.waitFor("a", "running again", func(s *state.Status) bool {
+				return s.Phase == api.PhaseRunning && s.Started.After(before.Started)
+			})
+		})
+	}
+}
+
 func TestAStopEndsTheBackOff(t *testing.T) {
 	h := newHost(t)
 	h.agent()

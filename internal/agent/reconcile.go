@@ -296,10 +296,11 @@ func (a *Agent) noteEnd(ctx context.Context, m *machine, rec *state.Server) erro
 	g, _ := m.guestOf()
 	exit := g.Exit()
 	asked := !m.stopAt.IsZero() || rec == nil || stopAsked(rec, m.remembered())
+	takenBack := !asked && exit.Reason == exitAsked // by a start, which a guest that shuts down does not hear of
 	switch {
 	case asked && exit.Reason != exitOOM:
 		exit.Reason = exitAsked
-	case exit.Reason == exitAsked: // by a stop that was taken back
+	case takenBack:
 		exit.Reason = "exited"
 	}
 	l := m.remembered()
@@ -307,9 +308,13 @@ func (a *Agent) noteEnd(ctx context.Context, m *machine, rec *state.Server) erro
 		return nil // noted already
 	}
 	m.stopAt = time.Time{}
-	v := verdict{}
-	if !asked {
-		v = afterExit(rec.Spec.Restart, exit, exit.Time.Sub(l.Started), l.InRow)
+	v, ran := verdict{}, exit.Time.Sub(l.Started)
+	switch {
+	case asked:
+	case takenBack:
+		v = afterReboot(ran, l.InRow)
+	default:
+		v = afterExit(rec.Spec.Restart, exit, ran, l.InRow)
 	}
 	err := m.update(func(l *local) {
 		l.Exit, l.InRow, l.NextStart, l.Failure = &exit, v.InRow, time.Time{}, ""

@@ -22,17 +22,10 @@ type verdict struct {
 }
 
 // afterExit decides what follows when a guest ended by itself after running for ran, having been restarted inRow times.
-// A guest that reboots is started again at once, whatever the policy: it has not ended. One that does nothing else is
-// slowed down.
+// A guest that reboots has not ended: afterReboot.
 func afterExit(p api.RestartPolicy, e api.Exit, ran time.Duration, inRow int) verdict {
 	if e.Reason == exitReboot {
-		switch {
-		case ran >= shortRun:
-			return verdict{Restart: true}
-		case inRow == 0:
-			return verdict{Restart: true, InRow: 1}
-		}
-		return verdict{Restart: true, Delay: backoff(inRow - 1), InRow: inRow + 1}
+		return afterReboot(ran, inRow)
 	}
 	if ran >= longRun {
 		inRow = 0
@@ -51,6 +44,17 @@ func afterExit(p api.RestartPolicy, e api.Exit, ran time.Duration, inRow int) ve
 		return verdict{InRow: inRow}
 	}
 	return verdict{Restart: true, Delay: backoff(inRow), InRow: inRow + 1}
+}
+
+// afterReboot starts a guest again at once, whatever the policy. One that does nothing but reboot is slowed down.
+func afterReboot(ran time.Duration, inRow int) verdict {
+	switch {
+	case ran >= shortRun:
+		return verdict{Restart: true}
+	case inRow == 0:
+		return verdict{Restart: true, InRow: 1}
+	}
+	return verdict{Restart: true, Delay: backoff(inRow - 1), InRow: inRow + 1}
 }
 
 // backoff is the delay before the restart that follows n others.
