@@ -50,7 +50,9 @@ func (c *Control) power(ctx context.Context, who httpapi.Caller, tenant, name st
 		case api.PowerPause:
 			setPower(s, api.StatePaused, force)
 		case api.PowerResume:
-			s.Spec.State = api.StateRunning
+			if s.Spec.State != api.StateRunning {
+				setPower(s, api.StateRunning, force) // a start too: its guest may have ended
+			}
 		case api.PowerRestart:
 			s.Spec.State, s.Intent.Force = api.StateRunning, force
 			s.Intent.Restart++

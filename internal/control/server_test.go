@@ -371,8 +371,23 @@ func TestPower(t *testing.T) {
 		}
 	}
 	r := w.ix.servers[s.ID].v
-	if r.Intent.Restart != 1 || r.Intent.Start != 2 {
+	if r.Intent.Restart != 1 || r.Intent.Start != 3 {
 		t.Errorf("%+v", r.Intent)
+	}
+}
+
+// A paused server whose guest has ended is held until a start, which a resume is.
+func TestResumeOfWhatEnded(t *testing.T) {
+	w := newWorld(t)
+	s := w.server("web")
+	w.phase(s, api.PhaseRunning)
+	_, err := w.Power(t.Context(), root, DefaultTenant, "web", api.PowerPause, false)
+	w.must(err)
+	w.phase(s, api.PhaseStopped)
+	_, err = w.Power(t.Context(), root, DefaultTenant, "web", api.PowerResume, false)
+	w.must(err)
+	if r := w.ix.servers[s.ID].v; r.Spec.State != api.StateRunning || r.Intent.Start != 1 {
+		t.Errorf("after a resume: state %s, intent %+v", r.Spec.State, r.Intent)
 	}
 }
 
