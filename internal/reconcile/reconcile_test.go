@@ -51,6 +51,7 @@ func TestTimerAndBackoff(t *testing.T) {
 		stop := start(t, l)
 		l.Wake("a")
 		time.Sleep(time.Hour) // in the bubble's time
+		synctest.Wait()       // orders what ran before what follows, which a sleep does not
 		want := []time.Duration{0, 100 * time.Millisecond, 300 * time.Millisecond, 1300 * time.Millisecond}
 		if len(at) != len(want) {
 			t.Fatalf("runs at %v, want %v", at, want)
