@@ -20,6 +20,7 @@ var ErrBusy = errors.New("has live processes")
 
 const (
 	freezeTime = 10 * time.Second // for every process to stop
+	killTime   = 10 * time.Second // for every process to end: one may hang in the kernel, and ends some time later
 	retryFirst = time.Millisecond // between two looks where the kernel gives no event
 	retryLast  = 50 * time.Millisecond
 )
@@ -113,18 +114,29 @@ func poll(ctx context.Context, fd unix.PollFd) error {
 	}
 }
 
-// Kill kills every process in the group and below, frozen or not, and returns once they are gone.
+// Kill kills every process in the group and below, frozen or not, and returns once they are gone. Where some do not end
+// within ten seconds, its error names them.
 func (t *Tree) Kill(ctx context.Context, name string) error {
-	var err error
-	if h, ok := t.mounts.unified(); ok && t.mounts.mode == V2 && exists(h.dir(t.Path(name), "cgroup.kill")) {
-		err = killV2(ctx, h.dir(t.Path(name)))
-	} else {
-		err = t.killAll(ctx, name)
+	within, cancel := context.WithTimeout(ctx, t.killTime)
+	defer cancel()
+	err := t.kill(within, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if within.Err() != nil && ctx.Err() == nil && err != nil {
+		err = fmt.Errorf("processes %v did not end within %v (they may hang in the kernel): %w", t.members(name), t.killTime, err)
+	}
+	if err != nil {
 		return fmt.Errorf("kill cgroup %s: %w", t.Path(name), err)
 	}
 	return nil
+}
+
+func (t *Tree) kill(ctx context.Context, name string) error {
+	if h, ok := t.mounts.unified(); ok && t.mounts.mode == V2 && exists(h.dir(t.Path(name), "cgroup.kill")) {
+		return killV2(ctx, h.dir(t.Path(name)))
+	}
+	return t.killAll(ctx, name)
 }
 
 // killV2 uses cgroup.kill, which also takes what is forked meanwhile.
@@ -168,26 +180,17 @@ func (t *Tree) killAll(ctx context.Context, name string) error {
 
 // killOnce kills every process of the group once and returns their pidfds, which tell when they are gone.
 func (t *Tree) killOnce(name string) (dying []int, err error) {
-	seen := map[int]bool{}
-	for _, h := range t.mounts.all {
-		for _, dir := range subtree(h.dir(t.Path(name))) {
-			for _, pid := range leaders(dir) {
-				if seen[pid] {
-					continue
-				}
-				seen[pid] = true
-				fd, err := unix.PidfdOpen(pid, 0)
-				if errors.Is(err, unix.ESRCH) {
-					continue
-				}
-				if err != nil {
-					return dying, err
-				}
-				dying = append(dying, fd)
-				if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-					return dying, err
-				}
-			}
+	for _, pid := range t.members(name) {
+		fd, err := unix.PidfdOpen(pid, 0)
+		if errors.Is(err, unix.ESRCH) {
+			continue
+		}
+		if err != nil {
+			return dying, err
+		}
+		dying = append(dying, fd)
+		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return dying, err
 		}
 	}
 	return dying, nil
@@ -209,6 +212,18 @@ func (t *Tree) thawAll(name string) error {
 		}
 	}
 	return nil
+}
+
+// members lists the processes of the group and below.
+func (t *Tree) members(name string) []int {
+	var pids []int
+	for _, h := range t.mounts.all {
+		for _, dir := range subtree(h.dir(t.Path(name))) {
+			pids = append(pids, leaders(dir)...)
+		}
+	}
+	slices.Sort(pids)
+	return slices.Compact(pids)
 }
 
 // leaders lists the processes of one group whose first thread is in it. In v1 a process may also have another thread

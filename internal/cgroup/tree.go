@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/croftproject/croft/api"
 )
@@ -24,6 +25,8 @@ type Tree struct {
 	layout layout
 	parent string
 	used   []hierarchy // those in which groups are made
+
+	killTime time.Duration
 
 	whole  sync.RWMutex // held for writing while the parent's limits change
 	mu     sync.Mutex
@@ -50,7 +53,7 @@ func newTree(m mounts, parent string) (*Tree, error) {
 	if !filepath.IsLocal(parent) || parent == "." {
 		return nil, fmt.Errorf("cgroup %q: not a relative path below the root", parent)
 	}
-	t := &Tree{mounts: m, parent: filepath.Clean(parent), groups: map[string]*group{}}
+	t := &Tree{mounts: m, parent: filepath.Clean(parent), killTime: killTime, groups: map[string]*group{}}
 	t.layout = layout{hugePage: hugePage(), v2: func(controller string) bool {
 		h, ok := m.find(controller)
 		return ok && h.unified

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -349,6 +350,52 @@ func TestKillAndRemove(t *testing.T) {
 			t.Errorf("Set(%q) was taken", name)
 		}
 	}
+}
+
+// What hangs in the kernel is not waited for for ever. Here, processes of a group that stands with its parent do not end;
+// v2's cgroup.kill ends those too, so there it is a group in files alone.
+func TestKillThatHangs(t *testing.T) {
+	check := func(t *testing.T, tr *Tree, pid int) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		tr.killTime = 100 * time.Millisecond
+		err := tr.Kill(ctx, "k")
+		if err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), fmt.Sprintf("processes [%d] did not end", pid)) {
+			t.Errorf("kill: %v; the caller's time: %v", err, ctx.Err())
+		}
+	}
+	t.Run("v1", func(t *testing.T) {
+		tr := tree(t)
+		if _, ok := tr.mounts.find("freezer"); !ok {
+			t.Skip("has no freezer of v1")
+		}
+		r := run(t, set(t, tr, "k", Limits{}), "stubborn", "0")
+		r.line()
+		if err := tr.Freeze(""); err != nil {
+			t.Fatal(err)
+		}
+		check(t, tr, r.pid)
+		tr.killTime = killTime
+		if err := tr.Thaw(""); err != nil {
+			t.Fatal(err)
+		}
+		kill(t, tr, "k", r)
+	})
+	t.Run("v2", func(t *testing.T) {
+		root := t.TempDir()
+		tr := &Tree{mounts: mounts{V2, []hierarchy{{root: root, unified: true}}}, parent: "p"}
+		dir := filepath.Join(root, "p", "k")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for name, text := range map[string]string{"cgroup.kill": "", "cgroup.events": "populated 1\n", "cgroup.procs": "4711\n"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		check(t, tr, 4711)
+	})
 }
 
 func TestCPUSet(t *testing.T) {
