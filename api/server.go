@@ -115,8 +115,8 @@ var GrantKinds = []GrantKind{GrantDirectory, GrantDevice, GrantDedicatedCPU, Gra
 type Grant struct {
 	Kind     GrantKind `json:"kind" enum:"directory,device,dedicated-cpu,huge-pages,capability,nesting" doc:"dedicated-cpu and huge-pages are refused here: a server asks for them by cpu.dedicated and memory.hugePages."`
 	Source   string    `json:"source,omitempty" doc:"What is granted: the host path of a directory or device, a PCI address, or the capability's name (CAP_NET_RAW)."`
-	Target   string    `json:"target,omitempty" doc:"Where the guest sees it: a path in the guest, or the mount tag of a full server. Default: source."`
-	ReadOnly bool      `json:"readOnly,omitempty"`
+	Target   string    `json:"target,omitempty" doc:"Where the guest sees a directory, or a device below /dev: a path in the guest, or the mount tag of a full server. Default: source."`
+	ReadOnly bool      `json:"readOnly,omitempty" doc:"The guest can't write it: of a directory, or a device below /dev."`
 }
 
 // Firmware of a full server.

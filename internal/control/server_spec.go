@@ -183,6 +183,11 @@ func checkGrant(f *faults, at string, m api.Model, g api.Grant) {
 			f.add(pointer, "%s is no plain absolute path", quote(p))
 		}
 	}
+	without := func(field, what string, said bool) { // what would have no effect is refused
+		if said {
+			f.add(at+field, "a grant of %s has no %s", what, field[1:])
+		}
+	}
 	switch g.Kind {
 	case api.GrantDirectory:
 		absolute(at+"/source", g.Source)
@@ -193,11 +198,14 @@ func checkGrant(f *faults, at string, m api.Model, g api.Grant) {
 			f.add(at+"/target", "can't be the guest's root")
 		}
 	case api.GrantDevice:
-		if !pciAddress.MatchString(g.Source) {
-			absolute(at+"/source", g.Source)
-			if !strings.HasPrefix(g.Source, "/dev/") {
-				f.add(at+"/source", "%s is neither below /dev nor a PCI address (0000:00:00.0)", quote(g.Source))
-			}
+		if pciAddress.MatchString(g.Source) {
+			without("/target", "a PCI device", g.Target != "")
+			without("/readOnly", "a PCI device", g.ReadOnly)
+			return
+		}
+		absolute(at+"/source", g.Source)
+		if !strings.HasPrefix(g.Source, "/dev/") {
+			f.add(at+"/source", "%s is neither below /dev nor a PCI address (0000:00:00.0)", quote(g.Source))
 		}
 		if g.Target != "" {
 			absolute(at+"/target", g.Target)
@@ -206,10 +214,12 @@ func checkGrant(f *faults, at string, m api.Model, g api.Grant) {
 		if !capability.MatchString(g.Source) {
 			f.add(at+"/source", "%s is no capability: write it as CAP_NET_RAW (capabilities(7))", quote(g.Source))
 		}
+		without("/target", string(g.Kind), g.Target != "")
+		without("/readOnly", string(g.Kind), g.ReadOnly)
 	case api.GrantDedicatedCPU, api.GrantHugePages, api.GrantNesting:
-		if g.Source != "" || g.Target != "" {
-			f.add(at+"/source", "a grant of %s has neither source nor target", g.Kind)
-		}
+		without("/source", string(g.Kind), g.Source != "")
+		without("/target", string(g.Kind), g.Target != "")
+		without("/readOnly", string(g.Kind), g.ReadOnly)
 	default:
 		oneOf(f, at+"/kind", g.Kind, api.GrantKinds...)
 	}

@@ -122,6 +122,12 @@ func (f *fieldErrors) device(pointer string, g api.Grant) {
 	if !pciAddress.MatchString(g.Source) {
 		f.add(api.CodeInvalid, pointer+"/source", "is a PCI address such as 0000:01:00.0, not %q", g.Source)
 	}
+	if g.Target != "" {
+		f.add(api.CodeInvalid, pointer+"/target", "has no effect on a PCI device")
+	}
+	if g.ReadOnly {
+		f.add(api.CodeInvalid, pointer+"/readOnly", "has no effect on a PCI device: the guest has all of it")
+	}
 }
 
 // mountTag is what the guest mounts a granted directory by: mount -t 9p -o trans=virtio TAG DIR.
