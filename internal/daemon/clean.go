@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
+	"github.com/croftproject/croft/internal/agent"
 	"github.com/croftproject/croft/internal/cgroup"
 	"github.com/croftproject/croft/internal/hostnet/linux"
+	"github.com/croftproject/croft/internal/image"
 	"github.com/croftproject/croft/internal/keeper"
 	"github.com/croftproject/croft/internal/mounts"
 	"golang.org/x/sys/unix"
@@ -35,10 +38,8 @@ func Clean(ctx context.Context, o Options) error {
 	if err := d.endKeeper(ctx); err != nil {
 		return err
 	}
-	for _, group := range []string{d.group, d.group + "-keeper", d.group + "-probe"} {
-		if err := removeGroup(ctx, group); err != nil {
-			return err
-		}
+	if err := removeGroups(ctx, d.group); err != nil {
+		return err
 	}
 	if err := d.removeNetworks(ctx); err != nil {
 		return err
@@ -73,16 +74,37 @@ func (d *Daemon) endKeeper(ctx context.Context) error {
 	return errors.Join(err, k.Close())
 }
 
-func removeGroup(ctx context.Context, path string) error {
-	groups, err := cgroup.New(path)
+// removeGroups removes the control groups. Only servers' processes are left alone, and refused. A keeper that was told to
+// end may not have got to it, and a daemon that was killed left its trial guests and sandboxes: those are ended.
+func removeGroups(ctx context.Context, group string) error {
+	servers, err := cgroup.New(group)
 	if err != nil {
 		return err
 	}
-	err = groups.Remove(ctx, "")
-	if errors.Is(err, cgroup.ErrBusy) {
-		return fmt.Errorf("%w (%w)", ErrServersRun, err)
+	names, err := servers.List()
+	if err != nil {
+		return err
 	}
-	return err
+	for _, name := range names {
+		if name == agent.ProbeGroup || strings.HasPrefix(name, image.GroupPrefix) {
+			if err := servers.Kill(ctx, name); err != nil {
+				return err
+			}
+		}
+	}
+	if err := servers.Remove(ctx, ""); errors.Is(err, cgroup.ErrBusy) {
+		return fmt.Errorf("%w (%w)", ErrServersRun, err)
+	} else if err != nil {
+		return err
+	}
+	keepers, err := cgroup.New(group + "-keeper")
+	if err != nil {
+		return err
+	}
+	if err := keepers.Kill(ctx, ""); err != nil {
+		return err
+	}
+	return keepers.Remove(ctx, "")
 }
 
 func (d *Daemon) removeNetworks(ctx context.Context) error {
