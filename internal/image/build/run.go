@@ -19,8 +19,8 @@ import (
 )
 
 // programLimits are more than installing Debian takes, on a host with many processors too: the compressor of its initial
-// RAM file system has a thread for each.
-var programLimits = cgroup.Limits{MemoryLimit: 4 * api.GiB, PIDs: 2048}
+// RAM file system has a thread for each. Its share of the CPUs is what servers leave.
+var programLimits = cgroup.Limits{Shares: sandbox.Shares, MemoryLimit: 4 * api.GiB, PIDs: 2048}
 
 // heldBack becomes the program that its arguments name once a line is written to it, and ends where its parent does
 // before. Programs look for themselves in /proc, so that it must be that of their namespace. It is a constant: what

@@ -23,13 +23,16 @@ type Groups interface {
 	List() ([]string, error)
 }
 
+// Shares of a sandbox's group: next to servers' groups, which are entitled to theirs, it is a hundredth of a CPU.
+const Shares = 10
+
 const (
 	// mostTasks is for the program's threads and those of one qemu-img.
 	mostTasks = 256
 	// freeTime is for the kernel to take back what was killed.
 	freeTime = 10 * time.Second
 	// oomScore has the kernel rather end a sandbox than a guest (proc_pid_oom_score_adj(5)); it would inherit the caller's.
-	oomScore = 500
+	oomScore = 1000
 )
 
 // Enclose puts a process into a group of its own, with limits, and has it end before a guest where memory runs short.

@@ -108,7 +108,7 @@ func Run(ctx context.Context, c Command) ([]byte, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start sandbox: %w", err)
 	}
-	free, enclosed := Enclose(c.Groups, cmd.Process.Pid, cgroup.Limits{MemoryLimit: addressSpace, PIDs: mostTasks})
+	free, enclosed := Enclose(c.Groups, cmd.Process.Pid, cgroup.Limits{Shares: Shares, MemoryLimit: addressSpace, PIDs: mostTasks})
 	defer free()
 	if enclosed != nil {
 		cancel()
