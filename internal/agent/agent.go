@@ -61,6 +61,7 @@ const ProbeGroup = "probe"
 type Cgroups interface {
 	Set(name string, l cgroup.Limits) error
 	Path(name string) string
+	SetOOMScore(name string, score int) error
 	Usage(name string) (cgroup.Usage, error)
 	Kill(ctx context.Context, name string) error
 	Remove(ctx context.Context, name string) error

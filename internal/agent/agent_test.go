@@ -380,6 +380,7 @@ func (g memGroups) Set(id string, l cgroup.Limits) error {
 	return nil
 }
 func (g memGroups) Path(id string) string              { return "croft-test/" + id }
+func (g memGroups) SetOOMScore(string, int) error      { return nil }
 func (g memGroups) Usage(string) (cgroup.Usage, error) { return cgroup.Usage{}, nil }
 func (g memGroups) Kill(context.Context, string) error { return nil }
 func (g memGroups) Remove(_ context.Context, id string) error {

@@ -46,6 +46,11 @@ func (a *Agent) resize(ctx context.Context, m *machine, rec *state.Server) error
 	if err := a.divider.admit(m.id, &applied, e); err != nil {
 		return fmt.Errorf("change limits: %w", err)
 	}
+	if score := engine.OOMScore(&next); score != engine.OOMScore(l.Spec) {
+		if err := a.Cgroups.SetOOMScore(m.id, score); err != nil {
+			return fmt.Errorf("change limits: %w", err)
+		}
+	}
 	return m.update(func(l *local) { l.Spec = &next })
 }
 

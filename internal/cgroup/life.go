@@ -196,6 +196,26 @@ func (t *Tree) killOnce(name string) (dying []int, err error) {
 	return dying, nil
 }
 
+// SetOOMScore gives every process of the group and below an oom_score_adj (proc_pid_oom_score_adj(5)); what they start
+// has it from them. Those that were just being forked are found in a further round.
+func (t *Tree) SetOOMScore(name string, score int) error {
+	done := map[int]bool{}
+	for again := true; again; {
+		again = false
+		for _, pid := range t.members(name) {
+			if done[pid] {
+				continue
+			}
+			done[pid], again = true, true
+			err := write(fmt.Sprintf("/proc/%d/oom_score_adj", pid), number(int64(score)))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("score cgroup %s: %w", t.Path(name), err)
+			}
+		}
+	}
+	return nil
+}
+
 // thawAll thaws the group and those below it.
 func (t *Tree) thawAll(name string) error {
 	h, ok := t.mounts.find("freezer")

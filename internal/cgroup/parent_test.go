@@ -1,9 +1,12 @@
 package cgroup
 
 import (
+	"math"
 	"path/filepath"
 	"strconv"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/croftproject/croft/api"
 )
@@ -121,5 +124,74 @@ func TestParentMemory(t *testing.T) {
 	<-r.done
 	if got := setParent(t, tr, Limits{MemoryLimit: 32 * api.MiB}); got.MemoryLimit != 32*api.MiB || limit() != 32*api.MiB {
 		t.Errorf("once the memory is free: %d, and the limit %d", got.MemoryLimit, limit())
+	}
+}
+
+// The parent's weight is as asked, also where an earlier daemon made it with another.
+func TestParentWeight(t *testing.T) {
+	tr := tree(t)
+	file, most := "cpu.shares", "262144"
+	h, _ := tr.mounts.find("cpu")
+	if h.unified {
+		file, most = "cpu.weight", "10000"
+	}
+	again, err := New(tr.parent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, shares := range []int64{1000, math.MaxInt64} {
+		setParent(t, tr, Limits{Shares: 1000})
+		setParent(t, again, Limits{Shares: shares, CPUCap: 1000})
+	}
+	if got, err := read(h.dir(tr.parent, file)); got != most || err != nil {
+		t.Errorf("it is %s, %v", got, err)
+	}
+}
+
+// Where the parent's memory runs out, a group with a score is ended for a greater one without.
+func TestOOMScore(t *testing.T) {
+	tr := tree(t)
+	setParent(t, tr, Limits{Shares: 100_000, MemoryLimit: 128 * api.MiB})
+	scored := run(t, set(t, tr, "scored", Limits{MemoryLimit: api.GiB}), "take", "40")
+	scored.line()
+	scored.line()
+	if err := tr.SetOOMScore("scored", 900); err != nil {
+		t.Fatal(err)
+	}
+	reserved := run(t, set(t, tr, "reserved", Limits{MemoryLimit: api.GiB}), "take", "100")
+	reserved.line()
+	if got := reserved.line(); got != "took" {
+		t.Errorf("the reserved one says %q", got)
+	}
+	if w := <-scored.done; w.Signal() != unix.SIGKILL {
+		t.Errorf("the scored one ended with %v", w)
+	}
+	reserved.in.Close()
+	<-reserved.done
+}
+
+func TestOOMScoreIsOfEveryProcess(t *testing.T) {
+	tr := tree(t)
+	p := run(t, set(t, tr, "many", Limits{}), "fork", "3")
+	p.line()
+	for _, score := range []string{"700", "0"} {
+		n, _ := strconv.Atoi(score)
+		if err := tr.SetOOMScore("many", n); err != nil {
+			t.Fatal(err)
+		}
+		members := tr.members("many")
+		for _, pid := range members {
+			if got, err := read("/proc/" + strconv.Itoa(pid) + "/oom_score_adj"); got != score || err != nil {
+				t.Errorf("process %d has %s, %v, want %s", pid, got, err, score)
+			}
+		}
+		if len(members) != 4 {
+			t.Errorf("%d processes", len(members))
+		}
+	}
+	p.in.Close()
+	<-p.done
+	if err := tr.SetOOMScore("gone", 5); err != nil {
+		t.Error(err)
 	}
 }

@@ -28,6 +28,9 @@ type Spec struct {
 
 	// Cgroup is the path, relative to each controller's root, that the process is started in; empty: the keeper's own.
 	Cgroup string `json:"cgroup,omitempty"`
+	// OOMScore is the process' oom_score_adj (proc_pid_oom_score_adj(5)); zero: what the keeper had before it protected
+	// itself. A process that a command leaves behind has what the command gives it.
+	OOMScore int `json:"oomScore,omitempty"`
 	// Isolate starts the process in an empty network namespace of its own and, with it, in its own IPC and UTS namespace.
 	Isolate bool `json:"isolate,omitempty"`
 	// Files are opened by the keeper and inherited by the process from descriptor 3 on, in order. The descriptor after

@@ -190,7 +190,7 @@ func (l *launch) fork() (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("execute %s: %w", s.Args[0], err)
 	}
-	l.keeper.score.reset(pid)
+	l.keeper.score.give(pid, s.OOMScore)
 	closeFiles(l.stdio)
 	l.stdio = nil
 	if l.in != nil {

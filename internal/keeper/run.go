@@ -179,11 +179,16 @@ func newScore() *score {
 	return &score{string(before)}
 }
 
-// reset gives a process that was just started the score that the keeper had.
-func (s *score) reset(pid int) {
-	if s != nil {
-		os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", []byte(s.normal), 0)
+// give gives a process that was just started its own score; without one, that which the keeper had.
+func (s *score) give(pid, own int) {
+	text := strconv.Itoa(own)
+	if own == 0 {
+		if s == nil {
+			return // it has that
+		}
+		text = s.normal
 	}
+	os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", []byte(text), 0)
 }
 
 // patience is how long the keeper waits for a client that has connected to say what it wants.

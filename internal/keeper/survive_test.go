@@ -330,6 +330,16 @@ func TestSlowClientDoesNotBlock(t *testing.T) {
 	}
 }
 
+func TestScore(t *testing.T) {
+	c, _ := open(t)
+	s := shell("scored", "exec cat")
+	s.Terminal, s.OOMScore = true, 700
+	pid := start(t, c, s).PID
+	if got, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid)); string(got) != "700\n" {
+		t.Errorf("its score is %q, %v", got, err)
+	}
+}
+
 func TestStreams(t *testing.T) {
 	c, dir := open(t)
 	input := filepath.Join(dir, "input")

@@ -83,7 +83,7 @@ func has(grants []api.Grant, kind api.GrantKind) bool {
 }
 
 func process(m *engine.Machine, host Facts, c confinement) *specs.Process {
-	oom := 0 // not the keeper's own, which the host protects
+	oom := engine.OOMScore(m.Spec) // not the keeper's own, which the host protects
 	p := &specs.Process{
 		Cwd:         "/",
 		OOMScoreAdj: &oom,

@@ -143,6 +143,7 @@ func (e *Engine) trial(dir string) *engine.Machine {
 		ID:     filepath.Base(dir),
 		Host:   "probe",
 		RunDir: dir,
+		Spec:   &api.ServerSpec{Model: api.ModelOS},
 		Cgroup: filepath.Join(e.cgroup, filepath.Base(dir)),
 		IDs:    probeIDs,
 		Root:   engine.Root{Path: filepath.Join(dir, "root")},

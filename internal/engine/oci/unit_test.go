@@ -27,6 +27,7 @@ func TestConfig(t *testing.T) {
 			ID: "01k", Host: "web", Cgroup: "croft-1a2b/01k", IDs: engine.IDRange{Base: 131072, Size: 65536},
 			Root: engine.Root{Path: "/var/lib/croft/root"}, NetNS: "/run/croft/netns/s-01k",
 			Hosts: "/run/croft/hosts", Resolv: "/run/croft/resolv",
+			Spec: &api.ServerSpec{Memory: api.Memory{Limit: api.GiB, Reservation: api.GiB}},
 		}
 		change(m)
 		return m
@@ -58,6 +59,7 @@ func TestConfig(t *testing.T) {
 			m.Grants = []api.Grant{{Kind: api.GrantNesting}, {Kind: api.GrantCapability, Source: "CAP_MKNOD"}}
 		}), granted},
 		{"application", machine(func(m *engine.Machine) {
+			m.Spec.Memory.Reservation = 512 * api.MiB
 			m.App = &api.App{
 				Entrypoint: []string{"/bin/app"}, Args: []string{"-v"}, Env: map[string]string{"B": "2", "A": "1"},
 				User: "www", WorkingDir: "/srv",

@@ -89,6 +89,7 @@ func (e *Engine) process(m *engine.Machine, p paths, facts Facts, group uint32) 
 		Env:  []string{"PATH=/usr/bin:/bin", "LANG=C"},
 		User: m.IDs.Base, Group: m.IDs.Base, Isolate: true,
 		Terminal: true, Log: p.log, LogLimit: engine.ConsoleLogLimit, Ready: m.Boot.Ready, Stderr: p.stderr,
+		OOMScore: engine.OOMScore(m.Spec),
 	}
 	if group != 0 { // a further one: what QEMU makes, and may do to files of the machine's group, is not that group's
 		s.Groups = []uint32{group}

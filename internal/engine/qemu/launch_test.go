@@ -23,6 +23,9 @@ func TestProcessGroups(t *testing.T) {
 		if diff := cmp.Diff(want, s.Groups); diff != "" || s.Group != m.IDs.Base {
 			t.Errorf("group %d: runs as %d with %v", group, s.Group, s.Groups)
 		}
+		if want := engine.OOMScore(m.Spec); s.OOMScore != want {
+			t.Errorf("score %d, want %d", s.OOMScore, want)
+		}
 	}
 }
 

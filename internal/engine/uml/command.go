@@ -161,6 +161,7 @@ func (e *Engine) spec(m *engine.Machine) (keeper.Spec, error) {
 		LogLimit: engine.ConsoleLogLimit,
 		Ready:    m.Boot.Ready,
 		Terminal: true,
+		OOMScore: engine.OOMScore(m.Spec),
 	}
 	if m.Cgroup != "" {
 		s.Cgroup = m.Cgroup + "/guest"

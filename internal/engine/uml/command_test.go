@@ -51,6 +51,9 @@ func TestArguments(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if s.OOMScore == 0 || s.OOMScore != engine.OOMScore(m.Spec) {
+		t.Errorf("score %d", s.OOMScore)
+	}
 	if diff := cmp.Diff(keeper.File{Path: "/srv/a", Tree: keeper.ReadTree}, s.Files[2]); diff != "" {
 		t.Error(diff)
 	}
