@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -140,10 +141,12 @@ func (d *Daemon) room() room {
 
 // share is what all guests together may have: the machine without the host's reserve. The memory is kept for them under
 // pressure too, or what is kept for a single server had no effect outside of their group (memory.low is only as good as
-// the parent's: Documentation/admin-guide/cgroup-v2.rst).
+// the parent's: Documentation/admin-guide/cgroup-v2.rst). Of the processors they get their part before anything else does:
+// the cap, not a weight, leaves the host its own.
 func share(machine facts, r api.Reserve) cgroup.Limits {
 	memory := max(1, machine.Memory-r.Memory) // at least something: zero is no limit
 	return cgroup.Limits{
+		Shares:      math.MaxInt64, // as much as the kernel takes
 		CPUCap:      max(1, api.MilliCPU(len(machine.CPUs))*api.CPU1-r.CPU),
 		MemoryLimit: memory, MemoryLow: memory,
 	}
