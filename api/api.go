@@ -19,7 +19,7 @@ type Meta struct {
 
 // Condition is one aspect of a resource's state, with the reason for it.
 type Condition struct {
-	Type    string    `json:"type" doc:"Aspect. Of a server: Running; RestartNeeded: a change waits for its next start; ChangeFailed: a change fails, and is tried again. Of a network: Ready: its host has set it up, with the way out that it is to have. Of a host: ReserveKept: guests leave it its reserve; IOLimits: servers' limits of I/O are kept."`
+	Type    string    `json:"type" doc:"Aspect. Of a server: Running; RestartNeeded: a change waits for its next start; ChangeFailed: a change fails, and is tried again. Of a network: Ready: its host has set it up, with the way out that it is to have. Of a host: ReserveKept: guests leave it its reserve; DiskReserveKept: as much of the disk is free; IOLimits: servers' limits of I/O are kept."`
 	Status  bool      `json:"status"`
 	Reason  string    `json:"reason,omitempty" doc:"Stable CamelCase word for programs."`
 	Message string    `json:"message,omitempty" doc:"Sentence for people."`

@@ -76,6 +76,25 @@ func (c *Control) RegisterHost(ctx context.Context, m Machine) (string, error) {
 	return id, c.dropLost(ctx)
 }
 
+// SetHostDisk brings up to date how much disk servers can have of this daemon's host. What is promised stays.
+func (c *Control) SetHostDisk(ctx context.Context, disk api.Bytes) error {
+	_, err := c.write(ctx, func(d *draft) error {
+		d.Frees = true // on a disk that is nearly full, too
+		r, ok := d.ix.hosts[c.ownHost()]
+		if !ok || r.v.Capacity.Disk == disk {
+			return nil
+		}
+		next := *r.v
+		next.Capacity.Disk = disk
+		d.put(state.Hosts+r.v.Meta.ID, &next)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("update host: %w", err)
+	}
+	return nil
+}
+
 // identify finds the id of a machine, or gives it one, which it keeps from then on.
 func (c *Control) identify(m *Machine) (string, error) {
 	c.ix.mu.RLock()

@@ -447,6 +447,16 @@ func TestHosts(t *testing.T) {
 	if h = w.host(); h.Status.Capacity.Memory != bigger.Capacity.Memory {
 		t.Errorf("%+v", h.Status.Capacity)
 	}
+	w.must(w.SetHostDisk(t.Context(), api.GiB))
+	if h = w.host(); h.Status.Capacity.Disk != api.GiB {
+		t.Errorf("%+v", h.Status.Capacity)
+	}
+	before = h.Revision
+	w.must(w.SetHostDisk(t.Context(), api.GiB))
+	if h = w.host(); h.Revision != before {
+		t.Error("the same disk changed the host")
+	}
+	w.register(bigger)
 	update := func(spec api.HostSpec) error {
 		_, err := w.Hosts().Update(t.Context(), root, "", "h1", httpapi.Update[api.HostSpec]{Spec: spec})
 		return err

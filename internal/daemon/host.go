@@ -51,6 +51,7 @@ func (d *Daemon) register(ctx context.Context) error {
 	if d.hostID, err = d.control.RegisterHost(ctx, m); err != nil {
 		return fmt.Errorf("register %s: %w", d.o.StateDir, err)
 	}
+	d.followed.capacity = info.Capacity
 	d.follow() // guests that run go on without: followHost tries again
 	return nil
 }
@@ -78,6 +79,9 @@ type followed struct {
 	since time.Time // when kept became what it is
 	lacks api.Bytes // memory of the reserve that guests have
 	fault string    // of the uplink, as logged last
+
+	disk     api.Condition // as told last
+	capacity api.Bytes     // of the pool, as the control plane knows it
 }
 
 // carry applies a spec that is not the one that was applied last, or was not in full.
@@ -184,6 +188,26 @@ func (f *followed) condition() api.Condition {
 	return c
 }
 
+// resized tells whether the pool's capacity is no longer what was told, by more than comes and goes all the time.
+func (f *followed) resized(now api.Bytes) bool {
+	return max(now-f.capacity, f.capacity-now) > f.capacity/100
+}
+
+// diskReserve tells in the host's status whether what is free of the disk is at least the reserve. Disks are sparse: those
+// that are promised can take more than there is.
+func (f *followed) diskReserve(free, reserve api.Bytes, now time.Time) api.Condition {
+	c := api.Condition{Type: "DiskReserveKept", Status: free >= reserve, Reason: "Kept", Since: now}
+	if !c.Status {
+		c.Reason = "InUse"
+		c.Message = fmt.Sprintf("%s are free of the disk, less than the reserve of %s; delete servers or images, or enlarge the file system", free.Approx(), reserve)
+	}
+	if f.disk.Status == c.Status && !f.disk.Since.IsZero() {
+		c.Since = f.disk.Since
+	}
+	f.disk = c
+	return c
+}
+
 // avoid is what the automatic choice of a network's prefix keeps clear of, from what the host has. Where one of those is
 // all of the range that is chosen from, there is a choice all the same: what is near the host's own address is avoided.
 func avoid(taken []netip.Prefix) []netip.Prefix {
@@ -227,7 +251,6 @@ func (d *Daemon) reportHost(ctx context.Context, reported func()) {
 		Capacity: api.Resources{CPU: api.MilliCPU(len(d.facts.CPUs)) * api.CPU1, Memory: d.facts.Memory, HugePages: d.facts.HugePages},
 	}
 	if info, err := d.pool.Info(ctx); err == nil {
-		st.Capacity.Disk = info.Capacity
 		st.Conditions = append(st.Conditions, ioLimits(mode, info, time.Now()))
 	}
 	path := filepath.Join(d.o.RunDir, "engines.json")
@@ -271,6 +294,19 @@ func ioLimits(mode cgroup.Mode, p pool.Info, now time.Time) api.Condition {
 
 func (d *Daemon) report(ctx context.Context, st api.HostStatus) {
 	st.Conditions = append(slices.Clone(st.Conditions), d.followed.condition())
+	if info, err := d.pool.Info(ctx); err != nil {
+		d.o.Logger.Error("look at the pool", "error", err)
+	} else {
+		if d.followed.resized(info.Capacity) {
+			if err := d.control.SetHostDisk(ctx, info.Capacity); err != nil {
+				d.o.Logger.Error("report the pool's capacity; it is tried again", "error", err)
+			} else {
+				d.followed.capacity = info.Capacity
+			}
+		}
+		st.Capacity.Disk = d.followed.capacity
+		st.Conditions = append(st.Conditions, d.followed.diskReserve(info.Free, d.spec().Reserve.Disk, time.Now()))
+	}
 	if err := d.agent.ReportHost(ctx, st); err != nil && ctx.Err() == nil {
 		d.o.Logger.Error("report the host", "error", err)
 	}

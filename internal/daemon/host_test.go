@@ -54,6 +54,38 @@ func TestShare(t *testing.T) {
 	}
 }
 
+func TestDiskReserve(t *testing.T) {
+	var f followed
+	start := time.Now()
+	for i, test := range []struct {
+		free  api.Bytes
+		kept  bool
+		since time.Duration // from start
+	}{
+		{free: 2 * api.GiB, kept: true, since: 0},
+		{free: api.GiB, kept: true, since: 0},
+		{free: api.GiB - 1, since: 2},
+		{free: 0, since: 2},
+		{free: 3 * api.GiB, kept: true, since: 4},
+	} {
+		c := f.diskReserve(test.free, api.GiB, start.Add(time.Duration(i)))
+		if c.Status != test.kept || !c.Since.Equal(start.Add(test.since)) || (c.Message == "") != test.kept {
+			t.Errorf("%d: %+v", i, c)
+		}
+	}
+}
+
+func TestResized(t *testing.T) {
+	f := followed{capacity: 100 * api.GiB}
+	for now, want := range map[api.Bytes]bool{
+		100 * api.GiB: false, 99 * api.GiB: false, 101 * api.GiB: false, 98 * api.GiB: true, 102 * api.GiB: true, 0: true,
+	} {
+		if got := f.resized(now); got != want {
+			t.Errorf("%s: %v", now, got)
+		}
+	}
+}
+
 func TestAvoid(t *testing.T) {
 	prefixes := func(all ...string) (out []netip.Prefix) {
 		for _, p := range all {

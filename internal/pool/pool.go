@@ -69,7 +69,8 @@ type Opened struct {
 
 // Info of a pool.
 type Info struct {
-	Driver   string
+	Driver string
+	// Capacity is what volumes can have: what is Free, and what they take. What else is on the file system is not theirs.
 	Capacity api.Bytes
 	Free     api.Bytes
 	// Enforced tells how the size of a Tree is kept: "project-quota", or "loop" (a file system of its own).

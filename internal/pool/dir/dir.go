@@ -106,10 +106,15 @@ func (p *Pool) Info(context.Context) (pool.Info, error) {
 	if err := unix.Statfs(p.dir, &st); err != nil {
 		return pool.Info{}, fmt.Errorf("pool %s: %w", p.dir, err)
 	}
+	taken, err := p.taken()
+	if err != nil {
+		return pool.Info{}, err
+	}
+	free := api.Bytes(int64(st.Bavail) * st.Bsize)
 	info := pool.Info{
 		Driver:   "dir",
-		Capacity: api.Bytes(int64(st.Blocks) * st.Bsize),
-		Free:     api.Bytes(int64(st.Bavail) * st.Bsize),
+		Capacity: min(free+taken, api.Bytes(int64(st.Blocks)*st.Bsize)),
+		Free:     free,
 		Enforced: "loop",
 	}
 	if p.quota != nil {

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/pool"
 	"github.com/croftproject/croft/internal/pool/pooltest"
@@ -66,6 +68,49 @@ func TestQuotaCountsFiles(t *testing.T) {
 	}
 	if none := limits(0); none.hardBlocks != 0 || none.hardInodes != 0 || none.valid != got.valid {
 		t.Errorf("no limits: %+v", none)
+	}
+}
+
+// What volumes can have is what they take and what is free, whatever else is on the file system.
+func TestCapacity(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounts need root")
+	}
+	place := t.TempDir()
+	if err := unix.Mount("tmpfs", place, "tmpfs", 0, "size=64m"); err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { unix.Unmount(place, unix.MNT_DETACH) })
+	p := open(t, filepath.Join(place, "volumes"))
+	s := pool.Spec{ID: "one", Kind: pool.File, Size: 16 * api.MiB, Format: "raw", Owner: 700000}
+	if err := p.Create(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	capacity := func() api.Bytes {
+		info, err := p.Info(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Capacity / api.MiB
+	}
+	write := func(path string) {
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Write(make([]byte, 8*api.MiB)); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
+	before := capacity()
+	write(p.path(s.ID, "disk.raw"))
+	if got := capacity(); got != before {
+		t.Errorf("with a disk's content it is %d MiB, before %d", got, before)
+	}
+	write(filepath.Join(place, "image"))
+	if got := capacity(); got != before-8 {
+		t.Errorf("with 8 MiB of another's it is %d MiB, before %d", got, before)
 	}
 }
 
