@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"slices"
+
 	"github.com/croftproject/croft/api"
 )
 
@@ -29,28 +31,17 @@ type portion struct {
 func divide(cpus []int, capacity api.MilliCPU, claims []claim) map[string]portion {
 	var entitled, weights int64
 	weighted := false
-	taken := map[int]bool{}
 	for _, c := range claims {
-		for _, cpu := range c.Dedicated {
-			taken[cpu] = true
-		}
 		if len(c.Dedicated) > 0 {
+			capacity -= api.MilliCPU(len(c.Dedicated)) * api.CPU1
 			continue
 		}
 		entitled += int64(c.Entitlement)
 		weights += c.weight()
 		weighted = weighted || c.Weight > 0
 	}
-	capacity -= api.MilliCPU(len(taken)) * api.CPU1
 	left := max(0, int64(capacity)-entitled)
-	var common []int
-	if len(taken) > 0 {
-		for _, cpu := range cpus {
-			if !taken[cpu] {
-				common = append(common, cpu)
-			}
-		}
-	}
+	common := commonCPUs(cpus, claims)
 	out := make(map[string]portion, len(claims))
 	for _, c := range claims {
 		if len(c.Dedicated) > 0 {
@@ -64,6 +55,23 @@ func divide(cpus []int, capacity api.MilliCPU, claims []claim) map[string]portio
 		out[c.ID] = portion{Shares: max(1, shares), CPUs: common}
 	}
 	return out
+}
+
+// commonCPUs are those of cpus that nobody has for itself; nil: all.
+func commonCPUs(cpus []int, claims []claim) []int {
+	var taken, common []int
+	for _, c := range claims {
+		taken = append(taken, c.Dedicated...)
+	}
+	if len(taken) == 0 {
+		return nil
+	}
+	for _, cpu := range cpus {
+		if !slices.Contains(taken, cpu) {
+			common = append(common, cpu)
+		}
+	}
+	return common
 }
 
 // weight of a claim: 100 is that of an entitlement of one CPU.

@@ -67,6 +67,17 @@ func (d *divider) wake() {
 	}
 }
 
+// CommonCPUs are the host CPUs for what is no server's; nil: all.
+func (a *Agent) CommonCPUs() []int {
+	a.divider.mu.Lock()
+	defer a.divider.mu.Unlock()
+	var claims []claim
+	for _, m := range a.divider.by {
+		claims = append(claims, m.claim)
+	}
+	return commonCPUs(a.CPUs, claims)
+}
+
 // apply divides the processors and writes the limits of id, and of every other server whose portion changed.
 func (d *divider) apply(id string) error {
 	d.mu.Lock()

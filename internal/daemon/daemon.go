@@ -134,13 +134,27 @@ func (d *Daemon) open(ctx context.Context) (err error) {
 		return err
 	}
 	d.images, err = imagestore.New(imagestore.Options{
-		Dir: filepath.Join(d.o.StateDir, "images"), CacheDir: filepath.Join(d.o.StateDir, "cache"), Executable: d.o.Executable, Groups: d.groups,
+		Dir: filepath.Join(d.o.StateDir, "images"), CacheDir: filepath.Join(d.o.StateDir, "cache"), Executable: d.o.Executable, Groups: common{d.groups, d},
 		Reserve: func() api.Bytes { return d.spec().Reserve.Disk }, Logger: d.o.Logger,
 	})
 	if err != nil {
 		return err
 	}
 	return d.openControl(ctx)
+}
+
+// common are control groups on the CPUs that no server has for itself. A CPU that is dedicated while an image is made is
+// left once that is done.
+type common struct {
+	*cgroup.Tree
+	daemon *Daemon
+}
+
+func (c common) Set(name string, l cgroup.Limits) error {
+	if c.daemon.agent != nil {
+		l.CPUSet = c.daemon.agent.CommonCPUs()
+	}
+	return c.Tree.Set(name, l)
 }
 
 // openGuests makes what guests need: control groups, the keeper, engines.
