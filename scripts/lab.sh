@@ -3,13 +3,18 @@
 # cgroup v2, Debian's own kernel and working KVM, which QEMU emulates (AMD SVM under TCG), so that any host can run it.
 # Croft is installed there from its package. What it is made of is cached; it has no network but a link to nowhere.
 #   LAB_CACHE  where disks of lab guests are kept (default: /var/tmp/croft-lab-cache)
-#   LAB_TIME   seconds after which the guest is given up (default: 2700)
+#   LAB_TIME   seconds after which the guest is given up (default: 2400)
+# QEMU's emulation of SVM is not without faults: seen were the guest's kernel with a corrupted stack under KVM, and guests
+# of its that hung in their firmware, all on hosts where its two processors truly ran at once. So they share one of the
+# host's. A story that fails all the same is told once more in a fresh guest, if there is time; the first is kept as
+# build/lab-1, and named at the end.
 # It prints progress, leaves the console log and the outputs in build/lab, and closes with "N passed, N failed, N skipped".
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 cache=${LAB_CACHE:-/var/tmp/croft-lab-cache}
-limit=${LAB_TIME:-2700}
+limit=${LAB_TIME:-2400}
+retry=1800 # seconds after which a failure is not tried again
 out=build/lab
 memory=4096 # MiB
 
@@ -89,7 +94,8 @@ boot() {
 	cp --sparse=always "$work/fresh.raw" "$work/lab.raw"
 	qemu-img create -q -f qcow2 -F raw -b "$from/root.raw" "$work/root.qcow2"
 	: >"$out/console.log"
-	qemu-system-x86_64 -name croft-lab -accel tcg,thread=multi -cpu EPYC,+svm -M q35 -smp 2 -m "$memory" \
+	taskset -c "$(taskset -cp $$ | sed 's/.*[:,-] *//')" \
+		qemu-system-x86_64 -name croft-lab -accel tcg,thread=multi -cpu EPYC,+svm -M q35 -smp 2 -m "$memory" \
 		-nodefaults -no-user-config -display none -serial "file:$out/console.log" \
 		-kernel "$from/vmlinuz" -initrd "$from/initrd.img" -append "root=/dev/vda rw console=ttyS0 loglevel=4" \
 		-drive "file=$work/root.qcow2,if=virtio,format=qcow2,cache=unsafe" \
@@ -123,25 +129,33 @@ results() {
 	return "$status"
 }
 
+# Tells the story once, and counts.
+tell() {
+	mkdir -p "$out"
+	say "booting the lab guest"
+	boot "$from" "$work" || say "the guest did not power off by itself: see $out/console.log"
+	grep -a 'Kernel panic' "$out/console.log" >&2 || true
+	debugfs -R "rdump /out $work" "$work/lab.raw" 2>/dev/null
+	cp -r "$work/out/." "$out/"
+	rm -rf "$work/out"
+	results
+}
+
 work=$(mktemp -d /var/tmp/croft-lab.XXXXXX)
 trap 'rm -rf "$work"' EXIT
-rm -rf "$out"
-mkdir -p "$out"
+rm -rf "$out" "$out-1"
 packaging/deb.sh "$(git describe --tags --always --dirty 2>/dev/null || echo 0.0.0)" >/dev/null
 say "package: $(basename build/croft_*_amd64.deb)"
 from=$(image)
 disk "$work"
-for try in 1 2 3; do
-	say "booting the lab guest"
-	boot "$from" "$work" || say "the guest did not power off by itself: see $out/console.log"
-	grep -a 'Kernel panic' "$out/console.log" >&2 || break
-	# Emulated SVM is what corrupts memory now and then, seen as a stack of the kernel's overwritten under kvm_amd.
-	cp "$out/console.log" "$out/panic-$try.log"
-	[ "$try" = 3 ] || say "the lab guest's kernel panicked (kept as $out/panic-$try.log): once more from the start"
-done
-debugfs -R "rdump /out $work" "$work/lab.raw" 2>/dev/null
-cp -r "$work/out/." "$out/"
 status=0
-results || status=$?
+tell || status=$?
+if [ "$status" != 0 ] && [ "$SECONDS" -lt "$retry" ]; then
+	mv "$out" "$out-1"
+	say "once more, in a fresh guest; the first is kept in $out-1"
+	status=0
+	tell || status=$?
+	[ "$status" != 0 ] || say "unsteady: it failed before it passed, see $out-1"
+fi
 say "console, journals and outputs are in $out"
 exit "$status"

@@ -40,6 +40,9 @@ while read -r name program arguments <&3; do
 	status=${PIPESTATUS[0]}
 	echo "$status" >"out/$name.exit"
 	say "$name: exit code $status, $((SECONDS - began)) s"
+	if [ "$name" = install ] && [ "$status" != 0 ]; then
+		break # all others follow from it
+	fi
 done 3<runs
 say "done"
 finish poweroff
