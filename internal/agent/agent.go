@@ -8,6 +8,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -17,6 +18,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/cgroup"
@@ -311,15 +314,20 @@ func (m *machine) state() guestState {
 	return guestRunning
 }
 
-// update changes what the host remembers of a server, and writes it.
+// update changes what the host remembers of a server, and writes it. A deletion goes on where the disk is too full for
+// that, as it makes room: the server's record has the intent, and is removed last, so that another daemon begins again.
 func (m *machine) update(change func(l *local)) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	change(m.local)
-	if err := os.MkdirAll(m.dir, 0o711); err != nil {
-		return err
+	err := os.MkdirAll(m.dir, 0o711)
+	if err == nil {
+		err = m.local.save(m.dir)
 	}
-	return m.local.save(m.dir)
+	if m.local.Deleting && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) {
+		return nil
+	}
+	return err
 }
 
 func (m *machine) remembered() local {

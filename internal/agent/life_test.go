@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/engine/fake"
 	"github.com/croftproject/croft/internal/state"
@@ -372,6 +374,44 @@ func TestBadImageIsNotTriedAgain(t *testing.T) {
 	h.server("a", func(r *state.Server) { r.Digest = "bad"; deleted(r) })
 	h.gone("a")
 	h.clean()
+}
+
+// What the host remembers can't be written on a full disk; deletions go on all the same, as they make room.
+func TestDeletionOnAFullDisk(t *testing.T) {
+	for name, change := range map[string]func(*state.Server){"running": nil, "stopped": asked(api.StateStopped)} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			if err := unix.Mount("tmpfs", h.dir, "tmpfs", 0, "size=1m"); err != nil {
+				t.Skip("mount a tmpfs:", err)
+			}
+			t.Cleanup(func() {
+				if err := unix.Unmount(h.dir, unix.MNT_DETACH); err != nil {
+					t.Error(err)
+				}
+			})
+			_, stop := h.agent()
+			h.server("a", nil)
+			h.phase("a", api.PhaseRunning)
+			if change != nil {
+				h.server("a", change)
+				h.phase("a", api.PhaseStopped)
+			}
+			err := os.WriteFile(filepath.Join(h.dir, "full"), make([]byte, 2<<20), 0o600)
+			if !errors.Is(err, unix.ENOSPC) {
+				t.Fatalf("fill the disk: %v", err)
+			}
+			stop() // the next daemon finds it so
+			h.agent()
+			h.server("a", func(r *state.Server) {
+				if change != nil {
+					change(r)
+				}
+				deleted(r)
+			})
+			h.gone("a")
+			h.clean()
+		})
+	}
 }
 
 func TestGracefulStopIsGivenItsTime(t *testing.T) {

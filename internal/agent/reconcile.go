@@ -28,6 +28,11 @@ func (a *Agent) reconcile(ctx context.Context, id string) (time.Duration, error)
 		a.stranger(m)
 		return 0, nil
 	}
+	if !m.remembered().Deleting && !rec.Intent.Delete.IsZero() {
+		if err := m.update(func(l *local) { l.Deleting = true }); err != nil {
+			return 0, err
+		}
+	}
 	if m.unknown != nil {
 		if m.unknown = a.recoverGuest(ctx, m, rec); m.unknown != nil {
 			return 0, m.unknown
@@ -48,11 +53,6 @@ func (a *Agent) reconcile(ctx context.Context, id string) (time.Duration, error)
 			a.report(m, rec, revision, wantStopped)
 			return wait, nil
 		}
-	case wantDeleted:
-		if err := m.update(func(l *local) { l.Deleting = true }); err != nil {
-			return 0, err
-		}
-		a.boot.done(id)
 	default:
 		a.boot.done(id)
 	}
