@@ -42,7 +42,7 @@ func (a *Agent) ReportHost(ctx context.Context, st api.HostStatus) error {
 	if err != nil {
 		return err
 	}
-	_, err = a.Store.Commit(ctx, store.Tx{Frees: true, Puts: []store.Put{{Key: state.HostStatus + a.HostID, Value: value}}})
+	_, err = a.Store.Commit(ctx, store.Tx{Reports: true, Puts: []store.Put{{Key: state.HostStatus + a.HostID, Value: value}}})
 	return err
 }
 

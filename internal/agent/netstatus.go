@@ -55,7 +55,7 @@ func (n *networks) report(ctx context.Context, id string) (time.Duration, error)
 	}
 	c, revision := net.ready, net.revision
 	n.mu.Unlock()
-	tx := store.Tx{Frees: true, Checks: []store.Check{{Key: state.Networks + id, Revision: revision}}}
+	tx := store.Tx{Reports: true, Checks: []store.Check{{Key: state.Networks + id, Revision: revision}}}
 	if c.Type == "" {
 		tx.Deletes = []string{state.NetworkStatus + id}
 	} else {

@@ -206,7 +206,7 @@ func (r *reporter) flush(ctx context.Context) bool {
 	r.writing.Lock()
 	defer r.writing.Unlock()
 	r.mu.Lock()
-	tx := store.Tx{Frees: true} // it reports what is
+	tx := store.Tx{Reports: true}
 	taken := map[string]*state.Status{}
 	for id, st := range r.due {
 		if len(tx.Puts) == batchSize {

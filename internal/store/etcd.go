@@ -45,6 +45,7 @@ type Etcd struct {
 	leases  leases
 	dir     string
 	blocks  *reserve // of the member's database
+	ballast *ballast
 	minFree int64
 	timeout time.Duration
 }
@@ -74,13 +75,16 @@ func Open(ctx context.Context, o Options) (*Etcd, error) {
 		e.client = client
 	} else {
 		e.dir = filepath.Join(o.Dir, "store")
-		e.blocks = newReserve(e.dir)
+		e.blocks, e.ballast = newReserve(e.dir), newBallast(e.dir)
 		m, client, err := startMember(ctx, e.dir, o.Logger)
 		if err != nil {
 			return nil, err
 		}
 		e.member, e.client = m, client
-		e.blocks.take()
+		if _, err := e.free(); err != nil {
+			e.Close()
+			return nil, err
+		}
 	}
 	e.kv, e.watcher = e.client.KV, e.client.Watcher
 	if o.Prefix != "" {
@@ -159,7 +163,7 @@ func rangeEnd(prefix string) string {
 func (e *Etcd) Commit(ctx context.Context, tx Tx) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
-	if err := e.room(tx.Frees || len(tx.Puts) == 0); err != nil {
+	if err := e.room(tx); err != nil {
 		return 0, err
 	}
 	for attempt := 0; ; attempt++ {
@@ -205,25 +209,38 @@ func (e *Etcd) commit(ctx context.Context, tx Tx) (int64, error) {
 	return r.Header.Revision, nil
 }
 
+// free is the space that is left on the disk below the embedded member, in bytes. What is kept is taken of it, where
+// that can be.
+func (e *Etcd) free() (int64, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(e.dir, &fs); err != nil {
+		return 0, fmt.Errorf("%w: %s: %v", ErrUnavailable, e.dir, err)
+	}
+	free := int64(fs.Bavail) * fs.Bsize
+	e.blocks.take()
+	e.ballast.fill(free - e.minFree)
+	return free, nil
+}
+
 // room refuses writes while the disk below the embedded member is nearly full. Those that free space may use a part of
-// what is kept.
-func (e *Etcd) room(frees bool) error {
+// what is kept, and then the ballast; reports use half of that.
+func (e *Etcd) room(tx Tx) error {
 	if e.member == nil {
 		return nil
 	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(e.dir, &fs); err != nil {
-		return fmt.Errorf("%w: %s: %v", ErrUnavailable, e.dir, err)
+	free, err := e.free()
+	if err != nil {
+		return err
 	}
-	e.blocks.take()
-	free, need := int64(fs.Bavail)*fs.Bsize, e.minFree
-	if frees {
+	frees, need := tx.Frees || len(tx.Puts) == 0, e.minFree
+	if frees || tx.Reports {
 		need /= 4
 	}
-	if free < need {
-		return fmt.Errorf("%w: the disk of %s has %d MiB left, and %d MiB are kept free", ErrUnavailable, e.dir, free>>20, need>>20)
+	switch {
+	case free >= need, frees && e.ballast.cut(tx.size(), 0), tx.Reports && e.ballast.cut(tx.size(), ballastSize/2):
+		return nil
 	}
-	return nil
+	return fmt.Errorf("%w: the disk of %s has %d MiB left, and %d MiB are kept free", ErrUnavailable, e.dir, free>>20, need>>20)
 }
 
 func (e *Etcd) Watch(ctx context.Context, prefix string, from int64) <-chan Batch {

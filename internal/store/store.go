@@ -43,9 +43,22 @@ type Tx struct {
 	Checks  []Check
 	Puts    []Put
 	Deletes []string
-	// Frees says that the transaction ends something or gives space back, or reports what is: it may use the space that
-	// is kept free for such. Transactions without puts always may.
+	// Frees says that the transaction ends something or gives space back: it may use the space that is kept free for such.
+	// Transactions without puts always may.
 	Frees bool
+	// Reports says that the transaction tells what is: it may use a part of that space.
+	Reports bool
+}
+
+// size is about what the transaction takes in the log, in bytes.
+func (tx Tx) size() (n int64) {
+	for _, p := range tx.Puts {
+		n += int64(len(p.Key) + len(p.Value))
+	}
+	for _, key := range tx.Deletes {
+		n += int64(len(key))
+	}
+	return n
 }
 
 // Check demands that a record is at a revision; zero: that there is none.
