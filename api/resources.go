@@ -110,7 +110,7 @@ type EngineStatus struct {
 	Reason      string          `json:"reason,omitempty" doc:"Why it is not available, or why it runs slower than it could."`
 	Version     string          `json:"version,omitempty"`
 	Accelerator string          `json:"accelerator,omitempty" doc:"kvm or tcg."`
-	Abilities   []string        `json:"abilities,omitempty" doc:"What it can do besides start and stop: exec, console, pause, resize, vnc."`
+	Abilities   []string        `json:"abilities,omitempty" doc:"What it can do besides start and stop: exec, console, pause, resize (memory), grow (the disk), vnc."`
 	Grants      []GrantKind     `json:"grants,omitempty" doc:"Kinds of grants that it can hand over here."`
 	Withheld    []WithheldGrant `json:"withheld,omitempty" doc:"Kinds of grants that it can't hand over here, each with the reason."`
 }

@@ -30,6 +30,7 @@ type host struct {
 	t       *testing.T
 	store   *store.Etcd
 	guests  *fake.Host
+	model   api.Model // of its engine
 	dir     string
 	ids     string
 	boot    string
@@ -71,7 +72,7 @@ func newHost(t *testing.T) *host {
 	}
 	t.Cleanup(func() { s.Close() })
 	h := &host{
-		t: t, store: s, guests: fake.NewHost(), dir: t.TempDir(), ids: t.TempDir(), boot: "boot-1",
+		t: t, store: s, guests: fake.NewHost(), model: api.ModelOS, dir: t.TempDir(), ids: t.TempDir(), boot: "boot-1",
 		volumes: map[string]bool{}, ports: map[string]hostnet.Network{}, groups: map[string]cgroup.Limits{},
 	}
 	h.write(state.Networks+"net1", state.Network{Meta: api.Meta{Name: "corp", ID: "net1"}, Spec: api.NetworkSpec{
@@ -86,7 +87,7 @@ func (h *host) agent() (a *Agent, stop func()) {
 	a = New(Options{
 		HostID: "host1", HostName: "h", StateDir: h.dir, RunDir: h.dir + "/run", IDDir: h.ids, BootID: h.boot, CPUs: []int{0, 1},
 		Capacity: func() api.MilliCPU { return 2000 }, Store: h.store, Control: h, Keeper: nobody{},
-		Engines: []engine.Engine{heavy{fake.New(h.guests, api.ModelOS), h}}, Pool: memPool{h}, Images: h, Net: memNet{h}, Cgroups: memGroups{h},
+		Engines: []engine.Engine{heavy{fake.New(h.guests, h.model), h}}, Pool: memPool{h}, Images: h, Net: memNet{h}, Cgroups: memGroups{h},
 		Logger: slog.New(slog.DiscardHandler), Now: time.Now,
 		Fault: func(id, step string) error {
 			h.mu.Lock()
@@ -269,7 +270,7 @@ func (h *host) Get(_ context.Context, digest string) (image.Content, error) {
 	if digest == "bad" {
 		return image.Content{}, fmt.Errorf("%w: it is truncated", image.ErrBad)
 	}
-	return image.Content{Digest: digest, Tree: "/image"}, nil
+	return image.Content{Digest: digest, Tree: "/image", RootFS: "/image.ext4"}, nil
 }
 
 type nobody struct{}

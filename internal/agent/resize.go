@@ -32,7 +32,7 @@ func (a *Agent) resize(ctx context.Context, m *machine, rec *state.Server) error
 			return fmt.Errorf("change limits: %w", err)
 		}
 	}
-	if err := a.resizable(ctx, m, l.Spec, &next); err != nil {
+	if err := a.resizable(ctx, m, e.Traits().Root, l.Spec, &next); err != nil {
 		if !errors.Is(err, engine.ErrUnsupported) {
 			return err
 		}
@@ -64,9 +64,12 @@ func (a *Agent) unchanged(ctx context.Context, m *machine, rec *state.Server, re
 }
 
 // resizable asks the guest, and the pool, for the change.
-func (a *Agent) resizable(ctx context.Context, m *machine, from, to *api.ServerSpec) error {
+func (a *Agent) resizable(ctx context.Context, m *machine, root engine.RootKind, from, to *api.ServerSpec) error {
 	g, _ := m.guestOf()
 	guest := from.CPU.Count != to.CPU.Count || from.Memory != to.Memory || from.Disk.Size != to.Disk.Size
+	if to.Disk.Size > from.Disk.Size && root != engine.RootTree {
+		return fmt.Errorf("%w: the disk grows at the next start", engine.ErrUnsupported) // the guest has it open
+	}
 	if r, ok := g.(engine.Resizer); ok {
 		if err := r.Resize(ctx, from, to); err != nil {
 			return err

@@ -63,6 +63,30 @@ func TestAChangeThatFails(t *testing.T) {
 	})
 }
 
+// A tree grows below its guest; a disk that a guest has open is left alone until the next start.
+func TestDiskGrows(t *testing.T) {
+	for model, live := range map[api.Model]bool{api.ModelOS: true, api.ModelPara: false} {
+		t.Run(string(model), func(t *testing.T) {
+			h := newHost(t)
+			h.model = model
+			h.agent()
+			h.server("a", nil)
+			first := h.phase("a", api.PhaseRunning)
+			h.mu.Lock()
+			before := h.grown
+			h.mu.Unlock()
+			h.server("a", func(r *state.Server) { r.Spec.Disk.Size = api.GiB })
+			st := h.waitFor("a", "changed", func(s *state.Status) bool { return s.Observed > first.Observed })
+			c := condition(st, "RestartNeeded")
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			if waits, grew := c != nil && c.Status, h.grown > before; waits == live || grew != live {
+				t.Errorf("told to wait %v, grown %v", waits, grew)
+			}
+		})
+	}
+}
+
 // Limits of I/O are kept, or the server is told that they can't be: they are never dropped in silence.
 func TestIOLimitsAreKeptOrRefused(t *testing.T) {
 	limited := func(r *state.Server) { r.Spec.Disk.WriteIOPS = 100 }

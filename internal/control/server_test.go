@@ -260,6 +260,30 @@ func TestUpdate(t *testing.T) {
 	w.empty()
 }
 
+// The disk of a running server grows where its engine can do that.
+func TestDiskGrowsLive(t *testing.T) {
+	w := newWorld(t)
+	s := w.server("web")
+	w.phase(s, api.PhaseRunning)
+	update := func(size api.Bytes) error {
+		s.Spec.Disk.Size = size
+		_, err := w.Servers().Update(t.Context(), root, DefaultTenant, "web", httpapi.Update[api.ServerSpec]{Spec: s.Spec})
+		return err
+	}
+	problem(t, update(2*api.GiB), api.CodeWrongState, "/spec/disk/size")
+	st := fakeStatus()
+	for i := range st.Engines {
+		st.Engines[i].Abilities = append(st.Engines[i].Abilities, "grow")
+	}
+	w.write(state.HostStatus+w.hostID, st)
+	w.must(update(2 * api.GiB))
+	if got := w.host().Status.Allocated.Disk; got != 2*api.GiB {
+		t.Errorf("promised %v of disk", got)
+	}
+	problem(t, update(api.GiB), api.CodeInvalid, "/spec/disk/size")
+	w.sound()
+}
+
 // A running server keeps the memory that it has, whatever its engine can: what it uses is promised to nobody else.
 func TestMemoryShrink(t *testing.T) {
 	w := newWorld(t)

@@ -121,7 +121,7 @@ func still(ix *index, now *api.Server, old *state.Server) bool {
 
 // changeable refuses changes that a running guest would not see. Everything that the host's control groups do (CPU
 // shares and caps, I/O limits, processes) changes live under every engine; memory and the number of CPUs where the
-// engine can resize; the rest needs the server to be stopped. Memory only grows: what a guest uses it need not give back (a
+// engine can resize; the disk where it can grow; the rest needs the server to be stopped. Memory only grows: what a guest uses it need not give back (a
 // control group of version 1 refuses a limit below it), and then the host would have promised it twice.
 func changeable(ix *index, now *api.Server, next *api.ServerSpec, old *state.Server) error {
 	if still(ix, now, old) {
@@ -129,7 +129,8 @@ func changeable(ix *index, now *api.Server, next *api.ServerSpec, old *state.Ser
 	}
 	was := &old.Spec
 	var f faults
-	resizes := slices.Contains(abilities(ix, old), "resize")
+	can := abilities(ix, old)
+	resizes, grows := slices.Contains(can, "resize"), slices.Contains(can, "grow")
 	cold := func(pointer string, changed, live bool) {
 		if changed && !live {
 			f = append(f, api.FieldError{Pointer: pointer, Code: api.CodeWrongState, Message: fmt.Sprintf(
@@ -140,7 +141,7 @@ func changeable(ix *index, now *api.Server, next *api.ServerSpec, old *state.Ser
 	cold("/spec/cpu/dedicated", next.CPU.Dedicated != was.CPU.Dedicated, resizes)
 	cold("/spec/memory/limit", next.Memory.Limit != was.Memory.Limit, resizes && next.Memory.Limit > was.Memory.Limit)
 	cold("/spec/memory/hugePages", next.Memory.HugePages != was.Memory.HugePages, false)
-	cold("/spec/disk/size", next.Disk.Size != was.Disk.Size, false)
+	cold("/spec/disk/size", next.Disk.Size != was.Disk.Size, grows)
 	cold("/spec/ports", !same(next.Ports, was.Ports), false)
 	cold("/spec/grants", !same(next.Grants, was.Grants), false)
 	cold("/spec/firmware", next.Firmware != was.Firmware, false)

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -126,9 +127,38 @@ func testLive(t *testing.T, w *world.World) {
 			if err == nil {
 				t.Error("a disk became smaller")
 			}
+			testGrow(t, w, s, k.engine)
 			testMemory(t, w, s, k.engine)
 			w.Remove(t, s.Name)
 		})
+	}
+}
+
+// testGrow gives a running server a larger disk, where its engine can do that here.
+func testGrow(t *testing.T, w *world.World, s *api.Server, engine string) {
+	host, err := w.Hosts().Get(t.Context(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	grows := false
+	for _, e := range host.Status.Engines {
+		grows = grows || e.Name == engine && slices.Contains(e.Abilities, "grow")
+	}
+	got, err := w.Servers(world.Tenant).Patch(t.Context(), s.Name, map[string]any{"spec": map[string]any{"disk": map[string]any{"size": "300MiB"}}}, 0)
+	if !grows {
+		wantCode(t, err, api.CodeWrongState, "/spec/disk/size")
+		return
+	}
+	if err != nil {
+		t.Fatalf("grow the disk: %v", err)
+	}
+	w.Wait(t, s.Name, "grown", func(n *api.Server) bool { return n.Status.Observed >= got.Revision })
+	df := strings.Fields(w.Output(t, s.Name, "sh", "-c", "df -k / | tail -n 1"))
+	if len(df) < 2 {
+		t.Fatalf("df says %q", df)
+	}
+	if size, err := api.ParseBytes(df[1] + "KiB"); err != nil || size < 250*api.MiB {
+		t.Errorf("the guest's root has %v, %v", df, err)
 	}
 }
 

@@ -46,7 +46,7 @@ func (e *Engine) Probe(context.Context) engine.Report {
 	return engine.Report{
 		Available: true,
 		Version:   "1",
-		Abilities: []string{"console", "exec", "pause", "resize"},
+		Abilities: []string{"console", "exec", "pause", "resize", "grow"},
 		Grants:    api.GrantKinds,
 	}
 }

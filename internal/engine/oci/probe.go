@@ -52,6 +52,9 @@ func (e *Engine) Probe(ctx context.Context) engine.Report {
 		return report
 	}
 	report.Available = true
+	if capable(unix.CAP_SYS_RESOURCE) {
+		report.Abilities = append(report.Abilities, "grow")
+	}
 	// The run directory is often a tmpfs, which has no idmapped mounts before Linux 6.3, but holds nothing to grant.
 	if err := tryShift(dir, "/", "/var/lib"); err != nil {
 		report.Withhold(api.GrantDirectory, fmt.Sprintf("no directory can be mounted with its owners shifted: %v", err))
@@ -62,6 +65,14 @@ func (e *Engine) Probe(ctx context.Context) engine.Report {
 		report.Reason = "systemd does not boot here: the host has no cgroup v2 hierarchy (mount -t cgroup2 none /sys/fs/cgroup/unified)"
 	}
 	return report
+}
+
+// capable tells whether this process has a capability. Growing a mounted ext4 takes CAP_SYS_RESOURCE, which root may lack
+// within a container.
+func capable(number uint) bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	return unix.Capget(&header, &data[0]) == nil && data[number/32].Effective&(1<<(number%32)) != 0
 }
 
 // runtimeParent is a directory that is there: the state directory is made where it is missing.
