@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -59,6 +60,12 @@ func TestBroken(t *testing.T) {
 	running := w.Run(t, "running", small(api.ModelOS, "runc"))
 	t.Run("image", func(t *testing.T) { testDamaged(t, w) })
 	t.Run("full", func(t *testing.T) {
+		for _, name := range []string{"large", "still"} {
+			w.Run(t, name, small(api.ModelOS, "runc"))
+			w.Output(t, name, "sh", "-c", "head -c 32m /dev/urandom > /root/large; sync")
+		}
+		power(t, w, "still", api.PowerStop)
+		w.Wait(t, "still", "stopped", func(s *api.Server) bool { return s.Status.Phase == api.PhaseStopped })
 		ballast := filepath.Join(w.StateDir, "ballast")
 		fill(t, ballast)
 		before := len(w.Log())
@@ -72,6 +79,7 @@ func TestBroken(t *testing.T) {
 			wantCode(t, err, api.CodeUnavailable, "")
 		}
 		steady(t, w, running)
+		testDeleteFull(t, w)
 		if err := os.Remove(ballast); err != nil {
 			t.Fatal(err)
 		}
@@ -107,6 +115,29 @@ func waitRoom(t *testing.T, w *world.World) {
 		}
 	}
 	t.Fatal("the host never had room")
+}
+
+// testDeleteFull deletes servers on the full disk, one that runs and one that doesn't, which gives their space back.
+func testDeleteFull(t *testing.T, w *world.World) {
+	t.Helper()
+	for _, name := range []string{"large", "still"} {
+		before := free(t, w.StateDir)
+		w.Remove(t, name)
+		if gained := free(t, w.StateDir) - before; gained < 24<<20 {
+			t.Errorf("the deletion of %s gave %d bytes back", name, gained)
+		}
+		fill(t, filepath.Join(w.StateDir, "ballast"))
+	}
+}
+
+// free is the space that is left for root where path is.
+func free(t *testing.T, path string) int64 {
+	t.Helper()
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err != nil {
+		t.Fatal(err)
+	}
+	return int64(fs.Bfree) * fs.Bsize
 }
 
 // testFrozen has the disk below the store stop answering: writes are refused, reads and guests go on, and when the disk
@@ -215,12 +246,15 @@ func smallDisk(t *testing.T) string {
 // fill takes all the space that is left where path is.
 func fill(t *testing.T, path string) {
 	t.Helper()
-	f, err := os.Create(path)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	var at int64
+	at, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, piece := range []int64{64 << 20, 1 << 20, 4 << 10} {
 		for err = nil; err == nil; at += piece {
 			if err = unix.Fallocate(int(f.Fd()), 0, at, piece); err != nil {
