@@ -9,12 +9,13 @@ import (
 )
 
 const (
-	ballastSize  = 16 << 20
-	ballastPiece = 32 << 10 // what a transaction costs at least
+	ballastSize  = 2 * walSegment
+	ballastPiece = 64 << 10 // what a transaction costs at least
 )
 
 // ballast is a file that is only there to be given up. On a full disk each transaction that frees space has a piece cut
-// off it, which bounds them: all of them together fit in the segment that the member's log has taken beforehand.
+// off it, which bounds them: all of them together fit in the segment that the member's log has taken beforehand. A start
+// has half of it: the member then takes the blocks of its log anew.
 type ballast struct {
 	path string
 
@@ -51,8 +52,19 @@ func (b *ballast) fill(spare int64) {
 func (b *ballast) cut(size, keep int64) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	left := b.left - ballastPiece - 2*size
-	if left < keep || os.Truncate(b.path, left) != nil {
+	left := b.left - ballastPiece - 4*size
+	return left >= keep && b.shrink(left)
+}
+
+// halve gives up half of what is left.
+func (b *ballast) halve() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.shrink(b.left / 2)
+}
+
+func (b *ballast) shrink(left int64) bool {
+	if os.Truncate(b.path, left) != nil {
 		return false
 	}
 	b.left = left

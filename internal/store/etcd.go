@@ -76,6 +76,9 @@ func Open(ctx context.Context, o Options) (*Etcd, error) {
 	} else {
 		e.dir = filepath.Join(o.Dir, "store")
 		e.blocks, e.ballast = newReserve(e.dir), newBallast(e.dir)
+		if free, err := diskFree(o.Dir); err == nil && free < 2*walSegment {
+			e.ballast.halve()
+		}
 		m, client, err := startMember(ctx, e.dir, o.Logger)
 		if err != nil {
 			return nil, err
@@ -163,7 +166,7 @@ func rangeEnd(prefix string) string {
 func (e *Etcd) Commit(ctx context.Context, tx Tx) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
-	if err := e.room(tx); err != nil {
+	if err := e.awaitRoom(ctx, tx); err != nil {
 		return 0, err
 	}
 	for attempt := 0; ; attempt++ {
@@ -209,25 +212,44 @@ func (e *Etcd) commit(ctx context.Context, tx Tx) (int64, error) {
 	return r.Header.Revision, nil
 }
 
-// free is the space that is left on the disk below the embedded member, in bytes. What is kept is taken of it, where
-// that can be.
-func (e *Etcd) free() (int64, error) {
+// diskFree is the space that is left on the disk of dir, in bytes.
+func diskFree(dir string) (int64, error) {
 	var fs unix.Statfs_t
-	if err := unix.Statfs(e.dir, &fs); err != nil {
-		return 0, fmt.Errorf("%w: %s: %v", ErrUnavailable, e.dir, err)
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return 0, fmt.Errorf("%w: %s: %v", ErrUnavailable, dir, err)
 	}
-	free := int64(fs.Bavail) * fs.Bsize
+	return int64(fs.Bavail) * fs.Bsize, nil
+}
+
+// free is the space that is left on the disk below the embedded member. What is kept is taken of it, where that can be.
+func (e *Etcd) free() (int64, error) {
+	free, err := diskFree(e.dir)
+	if err != nil {
+		return 0, err
+	}
 	e.blocks.take()
 	e.ballast.fill(free - e.minFree)
 	return free, nil
 }
 
-// room refuses writes while the disk below the embedded member is nearly full. Those that free space may use a part of
-// what is kept, and then the ballast; reports use half of that.
-func (e *Etcd) room(tx Tx) error {
+// awaitRoom is room, for as long as ctx: a disk that does not answer holds whoever takes blocks of it.
+func (e *Etcd) awaitRoom(ctx context.Context, tx Tx) error {
 	if e.member == nil {
 		return nil
 	}
+	done := make(chan error, 1)
+	go func() { done <- e.room(tx) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return mapped(ctx.Err())
+	}
+}
+
+// room refuses writes while the disk below the embedded member is nearly full. Those that free space may use a part of
+// what is kept, and then the ballast; reports use half of that.
+func (e *Etcd) room(tx Tx) error {
 	free, err := e.free()
 	if err != nil {
 		return err

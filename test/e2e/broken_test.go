@@ -79,6 +79,8 @@ func TestBroken(t *testing.T) {
 			wantCode(t, err, api.CodeUnavailable, "")
 		}
 		steady(t, w, running)
+		w.Kill(t)
+		w.Start(t) // an upgrade, or what else ends a daemon
 		testDeleteFull(t, w)
 		if err := os.Remove(ballast); err != nil {
 			t.Fatal(err)
