@@ -243,7 +243,7 @@ func (s *session) runTerminal() error {
 	var output sync.WaitGroup
 	output.Go(func() {
 		// It ends with EIO, once nobody has the other side open.
-		_, _ = io.Copy(&heard{Writer: writerOr(s.process.Stdout), s: s}, terminal)
+		_, _ = io.Copy(&heard{Writer: &lineEnds{to: writerOr(s.process.Stdout)}, s: s}, terminal)
 	})
 	if s.process.Stdin != nil {
 		go func() { _, _ = io.Copy(terminal, s.process.Stdin) }()
@@ -258,7 +258,7 @@ func (s *session) runTerminal() error {
 }
 
 // startOnTerminal starts the command on a terminal that passes everything on as it is, from the first byte: the one in the
-// guest does the echo and the line ends.
+// guest does the echo.
 func (s *session) startOnTerminal() (*os.File, error) {
 	master, slave, err := pty.Open()
 	if err != nil {
@@ -266,6 +266,9 @@ func (s *session) startOnTerminal() (*os.File, error) {
 	}
 	defer slave.Close()
 	if _, err = term.MakeRaw(int(slave.Fd())); err == nil {
+		err = keepLineEnds(slave)
+	}
+	if err == nil {
 		err = pty.Setsize(master, &pty.Winsize{Rows: s.size.Rows, Cols: s.size.Cols})
 	}
 	if err == nil {
@@ -278,6 +281,39 @@ func (s *session) startOnTerminal() (*os.File, error) {
 		return nil, err
 	}
 	return master, nil
+}
+
+// keepLineEnds has a terminal never make CRLF of a newline; the runtime turns the processing of output on again.
+func keepLineEnds(terminal *os.File) error {
+	fd := int(terminal.Fd())
+	mode, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return err
+	}
+	mode.Oflag &^= unix.ONLCR
+	return unix.IoctlSetTermios(fd, unix.TCSETS, mode)
+}
+
+// lineEnds makes every newline CRLF, as a terminal does. The runtime has the one in the guest leave that off, but only
+// once the process may have begun to write.
+type lineEnds struct {
+	to   io.Writer
+	last byte
+}
+
+func (l *lineEnds) Write(p []byte) (int, error) {
+	out := make([]byte, 0, len(p)+16)
+	for _, b := range p {
+		if b == '\n' && l.last != '\r' {
+			out = append(out, '\r')
+		}
+		out = append(out, b)
+		l.last = b
+	}
+	if _, err := l.to.Write(out); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // firstSize is the size that is known already, else the usual one.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -215,6 +216,19 @@ func TestTree(t *testing.T) {
 		if data, err := root.read(name, 100); err == nil {
 			t.Errorf("%s: read %q", name, data)
 		}
+	}
+}
+
+func TestLineEnds(t *testing.T) {
+	var out strings.Builder
+	w := &lineEnds{to: &out}
+	for _, p := range []string{"a\n", "b\r", "\nc\r\n", "\n"} {
+		if n, err := w.Write([]byte(p)); n != len(p) || err != nil {
+			t.Errorf("%q: %d, %v", p, n, err)
+		}
+	}
+	if got, want := out.String(), "a\r\nb\r\nc\r\n\r\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
 
