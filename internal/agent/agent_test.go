@@ -38,6 +38,7 @@ type host struct {
 	volumes map[string]bool // open or not
 	ports   map[string]hostnet.Network
 	groups  map[string]cgroup.Limits
+	scores  map[string]int
 	fault   func(id, step string) error
 	device  int64 // below the pool, its major number
 	grow    error // of the pool
@@ -73,7 +74,7 @@ func newHost(t *testing.T) *host {
 	t.Cleanup(func() { s.Close() })
 	h := &host{
 		t: t, store: s, guests: fake.NewHost(), model: api.ModelOS, dir: t.TempDir(), ids: t.TempDir(), boot: "boot-1",
-		volumes: map[string]bool{}, ports: map[string]hostnet.Network{}, groups: map[string]cgroup.Limits{},
+		volumes: map[string]bool{}, ports: map[string]hostnet.Network{}, groups: map[string]cgroup.Limits{}, scores: map[string]int{},
 	}
 	h.write(state.Networks+"net1", state.Network{Meta: api.Meta{Name: "corp", ID: "net1"}, Spec: api.NetworkSpec{
 		MTU: 1500, Subnets: []api.Subnet{{Prefix: netip.MustParsePrefix("10.0.0.0/24"), Gateway: netip.MustParseAddr("10.0.0.1")}},
@@ -381,13 +382,18 @@ func (g memGroups) Set(id string, l cgroup.Limits) error {
 	return nil
 }
 func (g memGroups) Path(id string) string              { return "croft-test/" + id }
-func (g memGroups) SetOOMScore(string, int) error      { return nil }
 func (g memGroups) Usage(string) (cgroup.Usage, error) { return cgroup.Usage{}, nil }
 func (g memGroups) Kill(context.Context, string) error { return nil }
 func (g memGroups) Remove(_ context.Context, id string) error {
 	g.h.mu.Lock()
 	defer g.h.mu.Unlock()
 	delete(g.h.groups, id)
+	return nil
+}
+func (g memGroups) SetOOMScore(id string, score int) error {
+	g.h.mu.Lock()
+	defer g.h.mu.Unlock()
+	g.h.scores[id] = score
 	return nil
 }
 func (g memGroups) List() ([]string, error) {

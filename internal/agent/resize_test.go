@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/engine"
 	"github.com/croftproject/croft/internal/pool"
 	"github.com/croftproject/croft/internal/state"
 )
@@ -84,6 +85,28 @@ func TestDiskGrows(t *testing.T) {
 				t.Errorf("told to wait %v, grown %v", waits, grew)
 			}
 		})
+	}
+}
+
+// A running server that gives up a part of its reservation is no longer spared, and is again once it reserves all.
+func TestAReservationThatChanges(t *testing.T) {
+	h := newHost(t)
+	h.agent()
+	h.server("a", nil)
+	last := h.phase("a", api.PhaseRunning)
+	for _, reservation := range []api.Bytes{32 * api.MiB, 64 * api.MiB} {
+		var want int
+		h.server("a", func(r *state.Server) {
+			r.Spec.Memory.Reservation = reservation
+			want = engine.OOMScore(&r.Spec)
+		})
+		before := last.Observed
+		last = h.waitFor("a", "changed", func(s *state.Status) bool { return s.Observed > before })
+		h.mu.Lock()
+		if got, ok := h.scores["a"]; !ok || got != want {
+			t.Errorf("with %s reserved its score is %d, %v, want %d", reservation, got, ok, want)
+		}
+		h.mu.Unlock()
 	}
 }
 
