@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -145,12 +144,13 @@ func (d *Daemon) room() room {
 
 // share is what all guests together may have: the machine without the host's reserve. The memory is kept for them under
 // pressure too, or what is kept for a single server had no effect outside of their group (memory.low is only as good as
-// the parent's: Documentation/admin-guide/cgroup-v2.rst). Of the processors they get their part before anything else does:
-// the cap, not a weight, leaves the host its own.
+// the parent's: Documentation/admin-guide/cgroup-v2.rst). Their weight grows with
+// the machine, as those of the host's services do not: one that is busy takes a processor's worth at most. A greater weight
+// would starve what serves them when they are busy: with the kernel's greatest a list of servers took half a second.
 func share(machine facts, r api.Reserve) cgroup.Limits {
 	memory := max(1, machine.Memory-r.Memory) // at least something: zero is no limit
 	return cgroup.Limits{
-		Shares:      math.MaxInt64, // as much as the kernel takes
+		Shares:      int64(len(machine.CPUs)) * 1024, // a service has 1024, or 100 of v2's
 		CPUCap:      max(1, api.MilliCPU(len(machine.CPUs))*api.CPU1-r.CPU),
 		MemoryLimit: memory, MemoryLow: memory,
 	}

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"math"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -45,8 +44,8 @@ func TestShare(t *testing.T) {
 		reserve api.Reserve
 		want    cgroup.Limits
 	}{
-		{"a part", api.Reserve{CPU: 500, Memory: 2 * api.GiB}, cgroup.Limits{Shares: math.MaxInt64, CPUCap: 1500, MemoryLimit: 6 * api.GiB, MemoryLow: 6 * api.GiB}},
-		{"everything is not no limit", api.Reserve{CPU: 2000, Memory: 8 * api.GiB}, cgroup.Limits{Shares: math.MaxInt64, CPUCap: 1, MemoryLimit: 1, MemoryLow: 1}},
+		{"a part", api.Reserve{CPU: 500, Memory: 2 * api.GiB}, cgroup.Limits{Shares: 2048, CPUCap: 1500, MemoryLimit: 6 * api.GiB, MemoryLow: 6 * api.GiB}},
+		{"everything is not no limit", api.Reserve{CPU: 2000, Memory: 8 * api.GiB}, cgroup.Limits{Shares: 2048, CPUCap: 1, MemoryLimit: 1, MemoryLow: 1}},
 	} {
 		if got := share(machine, test.reserve); !reflect.DeepEqual(got, test.want) {
 			t.Errorf("%s: %+v, want %+v", test.name, got, test.want)
