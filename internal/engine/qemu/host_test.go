@@ -21,13 +21,17 @@ import (
 	"github.com/croftproject/croft/internal/keeper"
 )
 
-// TestMain makes the test binary the keeper too.
+// TestMain makes the test binary the keeper too, and a daemon that probes.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 4 && os.Args[1] == "keeper" {
 		if err := keeper.Run(context.Background(), os.Args[3]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
+		os.Exit(0)
+	}
+	if len(os.Args) == 3 && os.Args[1] == "probe" {
+		qemu.NewFull(nil, qemu.Options{Binary: os.Args[2]}).Probe(context.Background())
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
