@@ -17,7 +17,7 @@ func (a *app) execCommand(k *servers) *cobra.Command {
 	var tty, stdin bool
 	var e client.Exec
 	cmd := &cobra.Command{
-		Use: "exec NAME [flags] [--] COMMAND [ARGS…]", Short: "Run a command in a server (model os)",
+		Use: "exec [flags] NAME [--] COMMAND [ARGS…]", Short: "Run a command in a server (model os)",
 		Long: "Run a command in a server (model os), and end with its exit code; 128 and the signal's number where a signal ended it. 127 says that\n" +
 			"there is no such command in the server, and 126 that it can't be started: it may not be run, or its user or directory is not there.",
 		Example: "  croft server exec web -- ps aux\n  croft server exec web sh",

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -61,7 +62,7 @@ func showServer(st style, p *pairs, s *api.Server) {
 		p.put("Port", fmt.Sprintf("%s %s/%d %s", port.Network, port.Address, port.Prefix, port.MAC))
 	}
 	for _, g := range s.Spec.Grants {
-		p.put("Grant", strings.TrimSpace(fmt.Sprintf("%s %s %s", g.Kind, g.Source, g.Target)))
+		p.put("Grant", grant(g))
 	}
 	if !s.Status.Started.IsZero() && s.Status.Phase == api.PhaseRunning {
 		started := age(s.Status.Started) + " ago"
@@ -251,12 +252,21 @@ func (k *kind[T, S]) rename() *cobra.Command {
 	}
 }
 
+// awaited are the phases that one can wait for, and the end.
+var awaited = []string{
+	string(api.PhasePending), string(api.PhaseStarting), string(api.PhaseRunning), string(api.PhasePaused), string(api.PhaseStopping),
+	string(api.PhaseStopped), string(api.PhaseBackoff), string(api.PhaseFailed), string(api.PhaseDeleting), "deleted",
+}
+
 func (k *kind[T, S]) waitCommand() *cobra.Command {
 	var phase string
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use: "wait NAME", Short: "Wait until a server is in a phase", Args: exactly("NAME"), ValidArgsFunction: k.names,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if !slices.Contains(awaited, phase) {
+				return usagef("--for is %q; it must be one of %s", phase, strings.Join(awaited, ", "))
+			}
 			c, err := k.client()
 			if err != nil {
 				return err
@@ -276,7 +286,16 @@ func (k *kind[T, S]) waitCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&phase, "for", "running", "phase to wait for, or deleted")
-	complete(cmd, "for", "running", "stopped", "paused", "failed", "deleted")
+	complete(cmd, "for", awaited...)
 	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Minute, "how long to wait")
 	return cmd
+}
+
+// grant shows a grant as --grant takes it, but for the spaces.
+func grant(g api.Grant) string {
+	words := []string{string(g.Kind), g.Source, g.Target}
+	if g.ReadOnly {
+		words = append(words, "ro")
+	}
+	return strings.Join(slices.DeleteFunc(words, func(w string) bool { return w == "" }), " ")
 }

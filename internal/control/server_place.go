@@ -34,6 +34,8 @@ func (d *draft) resolveImages(f *faults, s, old *state.Server) (minimum api.Byte
 			f.add("/spec/image", "there is no image %s", quote(s.Spec.Image))
 		case slices.Contains(api.Models, s.Spec.Model) && !slices.Contains(r.v.Status.Models, s.Spec.Model):
 			f.add("/spec/image", "image %s boots under %v, not under %s", r.v.Meta.Name, r.v.Status.Models, s.Spec.Model)
+		case s.Spec.App != nil && r.v.Status.App == nil:
+			f.add("/spec/app", "image %s is a system, which starts its own init; applications are of OCI images", r.v.Meta.Name)
 		}
 		if ok {
 			s.ImageID, s.Digest, minimum = r.v.Meta.ID, r.v.Status.Digest, r.v.Status.MinDisk

@@ -131,15 +131,21 @@ func changeable(ix *index, now *api.Server, next *api.ServerSpec, old *state.Ser
 	var f faults
 	can := abilities(ix, old)
 	resizes, grows := slices.Contains(can, "resize"), slices.Contains(can, "grow")
+	refuse := func(pointer, what string) {
+		f = append(f, api.FieldError{Pointer: pointer, Code: api.CodeWrongState, Message: fmt.Sprintf(
+			"can't be %s while the server is %s under engine %s: stop it first", what, now.Status.Phase, old.Engine)})
+	}
 	cold := func(pointer string, changed, live bool) {
 		if changed && !live {
-			f = append(f, api.FieldError{Pointer: pointer, Code: api.CodeWrongState, Message: fmt.Sprintf(
-				"can't be changed while the server is %s under engine %s: stop it first", now.Status.Phase, old.Engine)})
+			refuse(pointer, "changed")
 		}
 	}
 	cold("/spec/cpu/count", next.CPU.Count != was.CPU.Count, resizes)
 	cold("/spec/cpu/dedicated", next.CPU.Dedicated != was.CPU.Dedicated, resizes)
-	cold("/spec/memory/limit", next.Memory.Limit != was.Memory.Limit, resizes && next.Memory.Limit > was.Memory.Limit)
+	if next.Memory.Limit < was.Memory.Limit {
+		refuse("/spec/memory/limit", "lowered")
+	}
+	cold("/spec/memory/limit", next.Memory.Limit > was.Memory.Limit, resizes)
 	cold("/spec/memory/hugePages", next.Memory.HugePages != was.Memory.HugePages, false)
 	cold("/spec/disk/size", next.Disk.Size != was.Disk.Size, grows)
 	cold("/spec/ports", !same(next.Ports, was.Ports), false)
