@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	attempts  = 50              // of a transaction that meets others' changes
+	attempts  = 200             // of a transaction that meets others' changes
 	catchUp   = 2 * time.Second // that the index is given to see them
 	indexLags = 5 * time.Second // that a writer waits to read its own write
 )
