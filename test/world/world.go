@@ -321,11 +321,12 @@ func (w *World) ReadyOf(t testing.TB, tenant, name string) *api.Server {
 	up := func(s *api.Server) bool { return s.Status.Phase == api.PhaseRunning && !s.Status.Ready.IsZero() }
 	if emulated {
 		// Emulated KVM hangs a guest in its firmware now and then, before it has printed a word. It is reset, once.
+		before := w.consoleOf(tenant, name)
 		s, ok := w.follow(t, tenant, name, Patience/2, up)
 		if ok {
 			return s
 		}
-		if s != nil && s.Status.Phase == api.PhaseRunning && s.Status.Accelerator == "kvm" && len(w.consoleOf(tenant, name)) == 0 {
+		if s != nil && s.Status.Phase == api.PhaseRunning && s.Status.Accelerator == "kvm" && w.consoleOf(tenant, name) == before {
 			t.Logf("%s hangs in its firmware under emulated KVM: reset", name)
 			if _, err := w.Power(t.Context(), tenant, name, api.PowerRestart, true); err != nil {
 				t.Fatal(err)
