@@ -121,8 +121,9 @@ func still(ix *index, now *api.Server, old *state.Server) bool {
 
 // changeable refuses changes that a running guest would not see. Everything that the host's control groups do (CPU
 // shares and caps, I/O limits, processes) changes live under every engine; memory and the number of CPUs where the
-// engine can resize; the disk where it can grow; the rest needs the server to be stopped. Memory only grows: what a guest uses it need not give back (a
-// control group of version 1 refuses a limit below it), and then the host would have promised it twice.
+// engine can resize; the disk where it can grow; the rest needs the server to be stopped. Memory only grows: what a
+// guest uses it need not give back (a control group of version 1 refuses a limit below it), and then the host would have
+// promised it twice.
 func changeable(ix *index, now *api.Server, next *api.ServerSpec, old *state.Server) error {
 	if still(ix, now, old) {
 		return nil

@@ -144,9 +144,10 @@ func (d *Daemon) room() room {
 
 // share is what all guests together may have: the machine without the host's reserve. The memory is kept for them under
 // pressure too, or what is kept for a single server had no effect outside of their group (memory.low is only as good as
-// the parent's: Documentation/admin-guide/cgroup-v2.rst). Their weight grows with
-// the machine, as those of the host's services do not: one that is busy takes a processor's worth at most. A greater weight
-// would starve what serves them when they are busy: with the kernel's greatest a list of servers took half a second.
+// the parent's: Documentation/admin-guide/cgroup-v2.rst).
+// Their weight grows with the machine, as those of the host's services do not: one that is busy takes a processor's worth
+// at most. A greater weight would starve what serves them when they are busy: with the kernel's greatest a list of servers
+// took half a second.
 func share(machine facts, r api.Reserve) cgroup.Limits {
 	memory := max(1, machine.Memory-r.Memory) // at least something: zero is no limit
 	return cgroup.Limits{
