@@ -115,7 +115,7 @@ func (e *Etcd) Close() error {
 func (e *Etcd) Get(ctx context.Context, key string) (Record, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
-	r, err := e.kv.Get(ctx, key)
+	r, err := await(ctx, func() (*clientv3.GetResponse, error) { return e.kv.Get(ctx, key) })
 	if err != nil {
 		return Record{}, fmt.Errorf("read %s: %w", key, mapped(err))
 	}
@@ -138,7 +138,9 @@ func (e *Etcd) List(ctx context.Context, prefix string) ([]Record, int64, error)
 		from = "\x00"
 	}
 	for {
-		r, err := e.kv.Get(ctx, from, clientv3.WithRange(end), clientv3.WithRev(revision), clientv3.WithLimit(listPage))
+		r, err := await(ctx, func() (*clientv3.GetResponse, error) {
+			return e.kv.Get(ctx, from, clientv3.WithRange(end), clientv3.WithRev(revision), clientv3.WithLimit(listPage))
+		})
 		if err != nil {
 			return nil, 0, fmt.Errorf("list %s: %w", prefix, mapped(err))
 		}
@@ -166,19 +168,41 @@ func rangeEnd(prefix string) string {
 func (e *Etcd) Commit(ctx context.Context, tx Tx) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
-	if err := e.awaitRoom(ctx, tx); err != nil {
-		return 0, err
-	}
-	for attempt := 0; ; attempt++ {
-		revision, err := e.commit(ctx, tx)
-		if errors.Is(err, rpctypes.ErrLeaseNotFound) && attempt == 0 {
-			e.leases.forget() // it ended early: the clock was set, or somebody revoked it
-			continue
+	revision, err := await(ctx, func() (int64, error) {
+		if err := e.room(tx); err != nil {
+			return 0, err
 		}
-		if err != nil && !errors.Is(err, ErrConflict) {
-			err = mapped(err)
+		revision, err := e.commit(ctx, tx)
+		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			e.leases.forget() // it ended early: the clock was set, or somebody revoked it
+			return e.commit(ctx, tx)
 		}
 		return revision, err
+	})
+	if err != nil {
+		return 0, mapped(err)
+	}
+	return revision, nil
+}
+
+// await returns what do does, or ctx's error when that ends first: the embedded member takes locks while it writes, so a
+// disk that does not answer holds whoever calls it, whatever ctx says.
+func await[T any](ctx context.Context, do func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		value, err := do()
+		done <- result{value, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+		var none T
+		return none, ctx.Err()
 	}
 }
 
@@ -232,24 +256,12 @@ func (e *Etcd) free() (int64, error) {
 	return free, nil
 }
 
-// awaitRoom is room, for as long as ctx: a disk that does not answer holds whoever takes blocks of it.
-func (e *Etcd) awaitRoom(ctx context.Context, tx Tx) error {
-	if e.member == nil {
-		return nil
-	}
-	done := make(chan error, 1)
-	go func() { done <- e.room(tx) }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return mapped(ctx.Err())
-	}
-}
-
 // room refuses writes while the disk below the embedded member is nearly full. Those that free space may use a part of
 // what is kept, and then the ballast; reports use half of that.
 func (e *Etcd) room(tx Tx) error {
+	if e.member == nil {
+		return nil
+	}
 	free, err := e.free()
 	if err != nil {
 		return err
@@ -315,7 +327,7 @@ func record(kv *mvccpb.KeyValue) Record {
 
 // mapped makes ErrUnavailable of whatever says that the store does not answer or takes no writes.
 func mapped(err error) error {
-	if errors.Is(err, context.Canceled) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, ErrUnavailable) {
 		return err
 	}
 	switch {

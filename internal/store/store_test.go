@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -228,6 +229,66 @@ func fill(t *testing.T, dir string, left int64) {
 		if err != nil && !errors.Is(err, unix.ENOSPC) { // the member takes some meanwhile, for its log
 			t.Fatal(err)
 		}
+	}
+}
+
+// A disk that stops answering while the store writes holds none of its callers for longer than the store's timeout.
+func TestFrozenDisk(t *testing.T) {
+	const freeze, thaw = 0xc0045877, 0xc0045878 // FIFREEZE, FITHAW (linux/fs.h)
+	dir := t.TempDir()
+	image, mount := filepath.Join(dir, "image"), filepath.Join(dir, "mount")
+	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 256<<20), os.Mkdir(mount, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"mkfs.ext4", "-q", image}, {"mount", "-o", "loop", image, mount}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Skipf("%v: %v: %s", args, err, out)
+		}
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(mount, 0); err != nil {
+			t.Error("unmount:", err)
+		}
+	})
+	top, err := os.Open(mount)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer top.Close()
+	s := open(t, store.Options{Dir: mount, Timeout: time.Second})
+	put := store.Tx{Puts: []store.Put{{Key: "k", Value: []byte("v")}}}
+	if _, err := s.Commit(t.Context(), put); err != nil { // which the database gets a tenth of a second later
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetInt(int(top.Fd()), freeze, 0); err != nil {
+		t.Skip("freeze the file system:", err)
+	}
+	thawed := false
+	answer := func() {
+		if !thawed {
+			thawed = true
+			if err := unix.IoctlSetInt(int(top.Fd()), thaw, 0); err != nil {
+				t.Error("thaw:", err)
+			}
+		}
+	}
+	defer answer()
+	begun := time.Now()
+	for err == nil && time.Since(begun) < 10*time.Second {
+		_, err = s.Get(t.Context(), "k")
+	}
+	if !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("a read while the database is written: %v", err)
+	}
+	if _, err := s.Commit(t.Context(), put); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("a write: %v", err)
+	}
+	if took := time.Since(begun); took > 15*time.Second {
+		t.Errorf("they took %v", took)
+	}
+	answer()
+	if _, err := s.Commit(t.Context(), put); err != nil {
+		t.Errorf("a write when the disk answers again: %v", err)
 	}
 }
 
