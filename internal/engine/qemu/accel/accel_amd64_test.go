@@ -15,7 +15,7 @@ func TestProbeAnswersInTimeAndGivesItsReason(t *testing.T) {
 	start := time.Now()
 	r := Probe(context.Background())
 	t.Logf("%+v in %v", r, time.Since(start))
-	if time.Since(start) > 2*time.Second {
+	if time.Since(start) > 2*patience {
 		t.Errorf("the probe took %v", time.Since(start))
 	}
 	switch r.Kind {
@@ -65,14 +65,11 @@ func TestEndlessGuestIsInterrupted(t *testing.T) {
 	kept := program
 	defer func() { program = kept }()
 	program = []byte{0xEB, 0xFE} // jmp to itself
-	start := time.Now()
-	if _, err := runTestGuest(Device, 30*time.Millisecond); err == nil {
-		t.Error("an endless guest has passed")
-	} else {
-		t.Log(err)
-	}
-	if took := time.Since(start); took > time.Second {
-		t.Errorf("it took %v", took)
+	const limit = 30 * time.Millisecond
+	if took, err := runTestGuest(Device, limit); !errors.Is(err, errSlow) {
+		t.Errorf("an endless guest: %v", err)
+	} else if took < limit {
+		t.Errorf("it was interrupted after %v of CPU time, and has %v", took, limit)
 	}
 }
 
