@@ -61,12 +61,14 @@ var cached struct {
 
 func init() { cached.done = make(chan struct{}) }
 
-// Probe tells what runs guests here. The first call tries it, which takes less than a second unless the host is busy; later
+// Probe tells what runs guests here. The first call tries it, which takes less than a second unless the host is busy, or
+// has just booted and KVM is still to be loaded; later
 // calls give the same answer. Where ctx ends first the answer is TCG, and the probe goes on for the calls to come.
 func Probe(ctx context.Context) Result {
 	cached.once.Do(func() {
 		go func() {
 			defer close(cached.done)
+			prepare(context.WithoutCancel(ctx), Device, "/proc/cpuinfo", "/run/udev/control", run)
 			cached.Result = probe(Device)
 			cached.TSC = measureTSC()
 		}()
