@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -84,7 +85,7 @@ func (e *Engine) probe(ctx context.Context) (version string, err error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// trial runs the kernel until it has made its pid file below dir, and kills it with its helpers.
+// trial runs the kernel until it has made its pid file below dir, and kills it with its helpers. It ends with the daemon.
 func (e *Engine) trial(ctx context.Context, dir, memory, limits string) error {
 	log, err := os.Create(filepath.Join(e.RunDir, "uml-probe.log"))
 	if err != nil {
@@ -100,7 +101,10 @@ func (e *Engine) trial(ctx context.Context, dir, memory, limits string) error {
 		Setpgid:    true,
 		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 		Credential: &syscall.Credential{Uid: probeUser, Gid: probeUser},
+		Pdeathsig:  unix.SIGKILL,
 	}
+	runtime.LockOSThread() // the signal is sent when the thread that forked ends (PR_SET_PDEATHSIG(2const))
+	defer runtime.UnlockOSThread()
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", filepath.Base(cmd.Path), err)
 	}

@@ -29,6 +29,8 @@ func TestMain(m *testing.M) {
 		err = keeper.Run(context.Background(), os.Args[3])
 	case len(os.Args) > 1 && os.Args[1] == uml.ConfineCommand:
 		err = uml.Confine(os.Args[2:])
+	case len(os.Args) > 2 && os.Args[1] == probeCommand:
+		err = probeOn(os.Args[2])
 	case len(os.Args) > 1 && os.Args[1] == attemptCommand:
 		attempt()
 	default:
