@@ -58,7 +58,11 @@ func Confine(args []string) error {
 	if err := restrict(c); err != nil {
 		return fmt.Errorf("confine: %w", err)
 	}
-	return fmt.Errorf("execute %s: %w", c.Program, unix.Exec(c.Program, c.Args, os.Environ()))
+	loaded, err := preload()
+	if err != nil {
+		return fmt.Errorf("confine: %w", err)
+	}
+	return fmt.Errorf("execute %s: %w", c.Program, unix.Exec(c.Program, c.Args, append(os.Environ(), loaded)))
 }
 
 func restrict(c Confinement) error {

@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -55,7 +57,10 @@ func (e *Engine) probe(ctx context.Context) (version string, err error) {
 	// What a daemon that was killed in a probe left is removed by the next one.
 	dir := filepath.Join(e.RunDir, "uml-probe")
 	memory := dir + "-memory"
-	remove := func() error { return errors.Join(unmountMemory(memory), os.RemoveAll(dir)) }
+	remove := func() error {
+		killProcesses("uml_dir=" + dir)
+		return errors.Join(unmountMemory(memory), os.RemoveAll(dir))
+	}
 	if err := remove(); err != nil {
 		return "", err
 	}
@@ -83,6 +88,24 @@ func (e *Engine) probe(ctx context.Context) (version string, err error) {
 		return "", fmt.Errorf("%s --version: %w", e.Kernel, err)
 	}
 	return strings.TrimSpace(string(out)), nil
+}
+
+// killProcesses kills those that have an argument: the kernel's stand-ins for processes, which have its arguments, don't
+// all end with it.
+func killProcesses(argument string) {
+	list, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range list {
+		pid, _ := strconv.Atoi(filepath.Base(dir))
+		fd, err := unix.PidfdOpen(pid, 0) // first: what is read is about this process
+		if err != nil {
+			continue
+		}
+		cmdline, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if slices.Contains(strings.Split(string(cmdline), "\x00"), argument) {
+			_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+		}
+		_ = unix.Close(fd)
+	}
 }
 
 // trial runs the kernel until it has made its pid file below dir, and kills it with its helpers. It ends with the daemon.
