@@ -182,7 +182,7 @@ func (h *host) close() error {
 		h.Client.Close()
 	}
 	w := &world.World{StateDir: h.StateDir, RunDir: h.RunDir, NetNS: "/run/netns/" + h.name}
-	h.dropGroups(w.Group())
+	w.DropGroups()
 	for _, left := range w.Leaks() {
 		if left != "network device out0" {
 			errs = append(errs, fmt.Errorf("left on the machine: %s", left))
@@ -209,20 +209,6 @@ func (h *host) endKeeper(ctx context.Context) error {
 		case <-poll.C:
 		case <-ctx.Done():
 			return errors.New("the keeper did not end")
-		}
-	}
-}
-
-// dropGroups removes the daemon's own control groups, which outlive it by intent.
-func (h *host) dropGroups(group string) {
-	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
-		for _, name := range []string{group, group + "-keeper"} {
-			dirs, _ := filepath.Glob(pattern + name)
-			for _, d := range dirs {
-				for _, child := range []string{"/probe", ""} {
-					_ = os.Remove(d + child) // it is empty, or what is in it was complained of
-				}
-			}
 		}
 	}
 }

@@ -266,3 +266,17 @@ func (w *World) Group() string {
 	sum := sha256.Sum256([]byte(w.StateDir))
 	return "croft-" + hex.EncodeToString(sum[:3])
 }
+
+// DropGroups removes the daemon's own control groups, which outlive it by intent.
+func (w *World) DropGroups() {
+	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+		for _, name := range []string{w.Group(), w.Group() + "-keeper"} {
+			dirs, _ := filepath.Glob(pattern + name)
+			for _, d := range dirs {
+				for _, child := range []string{"/probe", ""} {
+					_ = os.Remove(d + child) // it is empty, or what is in it was complained of
+				}
+			}
+		}
+	}
+}

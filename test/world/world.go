@@ -238,6 +238,7 @@ func (w *World) end(t testing.TB) {
 		t.Errorf("end the keeper: %v\n%s", err, out)
 	}
 	w.NoTrace(t)
+	w.DropGroups()
 }
 
 // DeleteAll deletes every server, and waits until they are gone.

@@ -105,6 +105,12 @@ func makeGroups(t testing.TB, group string) {
 			t.Fatal(err)
 		}
 	}
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil { // pure version 2
+		control := filepath.Join("/sys/fs/cgroup", filepath.Dir(group), "cgroup.subtree_control")
+		if err := os.WriteFile(control, []byte("+memory +pids"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 		inherit(t, filepath.Dir(group), file)
 		inherit(t, group, file)
