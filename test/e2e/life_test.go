@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -69,6 +70,23 @@ func testNames(t *testing.T, w *world.World, name string) {
 			t.Errorf("%s asked %s who it is: %q", name, peer, got)
 		}
 	}
+	testSpoofing(t, w, sh, name)
+}
+
+// testSpoofing has a guest send from an address that it was not given.
+func testSpoofing(t *testing.T, w *world.World, sh *shell, name string) {
+	peer := kinds[0].engine
+	if name == "life-"+peer {
+		peer = kinds[1].engine
+	}
+	own, other := w.Get(t, name).Status.Ports[0], w.Get(t, "life-"+peer).Status.Ports[0]
+	free := other.Address.As4()
+	free[3] = 250
+	foreign := netip.AddrFrom4(free)
+	sh.ok(fmt.Sprintf("ping -c 1 -W 5 -I %s %s", own.Address, other.Address))
+	sh.ok(fmt.Sprintf("ip addr add %s/%d dev eth0", foreign, own.Prefix))
+	sh.ok(fmt.Sprintf("! ping -c 1 -W 1 -I %s %s", foreign, other.Address))
+	sh.ok(fmt.Sprintf("ip addr del %s/%d dev eth0", foreign, own.Prefix))
 }
 
 func testOne(t *testing.T, w *world.World, name, engine string) {

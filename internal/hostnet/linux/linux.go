@@ -10,6 +10,8 @@
 //	 eth0 ───────────── pHASH ─┐
 //	 virtual machine ── pHASH ─┴─ br0 ─ router, NAT ─ uplink ───────── PREFIX-HASH ─ NAT ─ uplink device
 //
+// Rules on the bridge hold each port to its own addresses (guard.go).
+//
 // Set observes, plans purely (plan.go) and does the steps one by one (steps.go). The first Set of a network after start
 // observes everything; later ones observe the router and only those ports that changed, or that the kernel reported an
 // event of (events.go), so the cost of a change does not grow with the number of ports.
@@ -171,7 +173,7 @@ func (h *Host) set(ctx context.Context, n *network, want hostnet.Network) error 
 	if err != nil {
 		return fmt.Errorf("observe: %w", err)
 	}
-	for i, s := range plan(todo, have) {
+	for i, s := range plan(todo, want.Ports, have) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -220,7 +222,7 @@ func (h *Host) Check(_ context.Context, want hostnet.Network) ([]Difference, err
 		return nil, fmt.Errorf("network %s: observe: %w", want.ID, err)
 	}
 	var out []Difference
-	for _, s := range plan(todo, have) {
+	for _, s := range plan(todo, want.Ports, have) {
 		out = append(out, Difference(describe(s)))
 	}
 	return out, nil

@@ -51,7 +51,7 @@ func TestSetLeavesAloneWhatIsRight(t *testing.T) {
 	n2 := clone(n)
 	n2.Ports[1].Addrs = []netip.Prefix{netip.MustParsePrefix("10.7.0.77/24")}
 	set(t, h, n2)
-	want := []string{"delAddr {In:server alpha.s1 Dev:eth0 Addr:10.7.0.3/24}", "addAddr {In:server alpha.s1 Dev:eth0 Addr:10.7.0.77/24}",
+	want := []string{"setKeys in network: bridge croft", "delAddr {In:server alpha.s1 Dev:eth0 Addr:10.7.0.3/24}", "addAddr {In:server alpha.s1 Dev:eth0 Addr:10.7.0.77/24}",
 		"setRoute {In:server alpha.s1 Dev:eth0 Via:10.7.0.1 Metric:100}"}
 	if !slices.Equal(*steps, want) {
 		t.Errorf("a changed address did %q", *steps)
@@ -113,12 +113,12 @@ func TestSetMends(t *testing.T) {
 		}
 		return s.AddrDel(l, &all[0])
 	}
-	dropTable := func(s *site, name string) error {
+	dropTable := func(s *site, t table) error {
 		c, err := nftables.New(nftables.WithNetNSFd(int(s.fd)))
 		if err != nil {
 			return err
 		}
-		return table{Name: name}.remove(c)
+		return t.remove(c)
 	}
 	for what, harm := range map[string]func(*testing.T, broken){
 		"bridge":         del(inNet, name(bridgeDevice)),
@@ -134,8 +134,16 @@ func TestSetMends(t *testing.T) {
 		"guest address":  func(t *testing.T, b broken) { must(t, dropAddr(b.srv, "eth0")) },
 		"leg address":    func(t *testing.T, b broken) { must(t, dropAddr(b.h.host, leg(b))) },
 		"uplink address": func(t *testing.T, b broken) { must(t, dropAddr(b.net, uplinkDevice)) },
-		"host table":     func(t *testing.T, b broken) { must(t, dropTable(b.h.host, hostTable(b.h.o.Prefix))) },
-		"network table":  func(t *testing.T, b broken) { must(t, dropTable(b.net, networkTable)) },
+		"host table":     func(t *testing.T, b broken) { must(t, dropTable(b.h.host, table{Name: hostTable(b.h.o.Prefix)})) },
+		"network table":  func(t *testing.T, b broken) { must(t, dropTable(b.net, table{Name: networkTable})) },
+		"guard":          func(t *testing.T, b broken) { must(t, dropTable(b.net, guard(nil))) },
+		"guard's key": func(t *testing.T, b broken) {
+			c, err := b.net.rules()
+			must(t, err)
+			s := guard(b.n.Ports[:1]).Sets[1]
+			must(t, s.each(s.in(&nftables.Table{Name: networkTable, Family: nftables.TableFamilyBridge}), c.SetDeleteElements))
+			must(t, c.Flush())
+		},
 		"out of the bridge": func(t *testing.T, b broken) {
 			l, err := b.net.LinkByName(port(0)(b))
 			must(t, err)
@@ -285,7 +293,7 @@ func TestNeighboursAreLeftAlone(t *testing.T) {
 	if got, err := fetch(w.guest(h2, n, 0), outsideAddr+":80", 5*time.Second); err != nil {
 		t.Errorf("the outside, once the neighbour left: %q, %v", got, err)
 	}
-	got, err := ruleList(w.host, foreign.Name)
+	got, err := ruleList(w.host, nftables.TableFamilyINet, foreign.Name)
 	if err != nil || !slices.Equal(got, foreign.list()) {
 		t.Errorf("the foreign table is %q, %v", got, err)
 	}
@@ -409,7 +417,7 @@ func TestPortsAreDroppedTogether(t *testing.T) {
 	steps := traced(h)
 	set(t, h, left)
 	right(t, h, left)
-	if len(*steps) != 1 {
+	if len(*steps) != 2 { // and the guard
 		t.Errorf("dropping five ports did %q", *steps)
 	}
 	for i, p := range n.Ports[:4] {

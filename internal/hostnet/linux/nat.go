@@ -1,56 +1,20 @@
 package linux
 
 import (
-	"context"
-	"errors"
 	"net/netip"
 	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
-	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 )
-
-// table is an nftables table of the inet family, as data.
-type table struct {
-	Name   string
-	Chains []chain
-}
-
-type chain struct {
-	Name     string
-	Type     nftables.ChainType
-	Hook     *nftables.ChainHook
-	Priority *nftables.ChainPriority
-	Rules    []rule
-}
-
-// rule is kept in the kernel with its text as comment. By it, a rule that is there is told from one that is not: it
-// can't be changed without losing the comment.
-type rule struct {
-	Text  string
-	Exprs []expr.Any
-}
-
-// list is a table's content in short: what ruleList reads back.
-func (t table) list() []string {
-	var out []string
-	for _, c := range t.Chains {
-		out = append(out, c.Name)
-		for _, r := range c.Rules {
-			out = append(out, c.Name+": "+r.Text)
-		}
-	}
-	return out
-}
 
 // rulesOfNetwork translates a network's way out to its leg's address and lets nothing in that was not asked for.
 func rulesOfNetwork() table {
 	up := uplinkDevice
 	in, out := match(expr.MetaKeyIIFNAME, exactly(up)), match(expr.MetaKeyOIFNAME, exactly(up))
-	return table{networkTable, []chain{
+	return table{Name: networkTable, Chains: []chain{
 		{"input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, []rule{
 			{"iif uplink established accept", slices.Concat(in, established(), accept)},
 			{"iif uplink drop", slices.Concat(in, drop)},
@@ -86,7 +50,7 @@ func rulesOfHost(prefix, uplink string, transit netip.Prefix, closed bool) table
 			rule{"iif " + uplink + " established accept", slices.Concat(fromUp, established(), accept)},
 			rule{"iif " + uplink + " drop", slices.Concat(fromUp, drop)})
 	}
-	return table{hostTable(prefix), []chain{
+	return table{Name: hostTable(prefix), Chains: []chain{
 		{"input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, []rule{
 			{"iif legs drop", slices.Concat(fromLeg, drop)},
 		}},
@@ -145,113 +109,4 @@ func clampMSS() []expr.Any {
 		&expr.Rt{Register: 1, Key: expr.RtTCPMSS},
 		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 2, Size: 2},
 		&expr.Exthdr{SourceRegister: 1, Type: optMaxSeg, Offset: 2, Len: 2, Op: expr.ExthdrOpTcpopt})
-}
-
-// replace puts a table in place of one of its name, in one transaction: no packet sees it half made.
-func (t table) replace(c *nftables.Conn) error {
-	nt := &nftables.Table{Name: t.Name, Family: nftables.TableFamilyINet}
-	c.AddTable(nt) // so that there is one to delete
-	c.DelTable(nt)
-	c.AddTable(nt)
-	for _, ch := range t.Chains {
-		nc := c.AddChain(&nftables.Chain{Name: ch.Name, Table: nt, Type: ch.Type, Hooknum: ch.Hook, Priority: ch.Priority})
-		for _, r := range ch.Rules {
-			comment := userdata.AppendString(nil, userdata.TypeComment, r.Text)
-			c.AddRule(&nftables.Rule{Table: nt, Chain: nc, Exprs: r.Exprs, UserData: comment})
-		}
-	}
-	return c.Flush()
-}
-
-func (s setTable) do(_ context.Context, a *actor) error {
-	site, err := a.site(s.In)
-	if err != nil {
-		return err
-	}
-	if s.In == inHost {
-		a.h.uplink.Lock()
-		defer a.h.uplink.Unlock()
-	}
-	c, err := site.rules()
-	if err != nil {
-		return err
-	}
-	return s.Table.replace(c)
-}
-
-// tables remembers the rules of a network's table and of the host's, and the generation that they were read at.
-type tables struct {
-	seen  [2]uint32
-	rules [2][]string
-}
-
-// of reads a table's rules, if anything about the namespace's nftables changed since the last time.
-func (t *tables) of(i int, s *site, name string) ([]string, error) {
-	gen, err := s.generation()
-	if err != nil {
-		return nil, err
-	}
-	if gen == t.seen[i] && gen != 0 {
-		return t.rules[i], nil
-	}
-	rules, err := ruleList(s, name)
-	if err != nil {
-		return nil, err
-	}
-	t.seen[i], t.rules[i] = gen, rules
-	return rules, nil
-}
-
-// ruleList reads a table back.
-func ruleList(s *site, name string) ([]string, error) {
-	c, err := s.rules()
-	if err != nil {
-		return nil, err
-	}
-	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return nil, err
-	}
-	var out []string
-	for _, ch := range chains {
-		if ch.Table.Name != name {
-			continue
-		}
-		out = append(out, ch.Name)
-		rules, err := c.GetRules(ch.Table, ch)
-		if errors.Is(err, unix.ENOENT) {
-			return nil, nil // removed meanwhile
-		}
-		if err != nil {
-			return nil, err
-		}
-		for _, r := range rules {
-			text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
-			out = append(out, ch.Name+": "+text)
-		}
-	}
-	return out, nil
-}
-
-// tableNames lists the inet tables of a namespace.
-func tableNames(s *site) ([]string, error) {
-	c, err := s.rules()
-	if err != nil {
-		return nil, err
-	}
-	all, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return nil, err
-	}
-	names := make([]string, len(all))
-	for i, t := range all {
-		names[i] = t.Name
-	}
-	return names, nil
-}
-
-// remove removes a table that is there.
-func (t table) remove(c *nftables.Conn) error {
-	c.DelTable(&nftables.Table{Name: t.Name, Family: nftables.TableFamilyINet})
-	return c.Flush()
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 
 	"github.com/croftproject/croft/internal/hostnet"
@@ -138,7 +139,10 @@ func (a *actor) observeRouter(o *observed) (err error) {
 			o.Default = routers[0]
 		}
 	}
-	if o.Rules, err = a.n.known.of(0, s, networkTable); err != nil {
+	if o.Rules, err = a.n.known.of(ofNetwork, s, nftables.TableFamilyINet, networkTable); err != nil {
+		return err
+	}
+	if o.Guard, err = a.n.known.of(ofGuard, s, nftables.TableFamilyBridge, networkTable); err != nil {
 		return err
 	}
 	if a.n.applied != nil { // sysctls send no events, and nobody else writes these
@@ -173,7 +177,7 @@ func (a *actor) observeHost(o *hostState) error {
 		}
 		o.LegNets = nets[o.Leg.Index]
 	}
-	if o.Rules, err = a.n.known.of(1, s, hostTable(o.Prefix)); err != nil {
+	if o.Rules, err = a.n.known.of(ofHost, s, nftables.TableFamilyINet, hostTable(o.Prefix)); err != nil {
 		return err
 	}
 	if o.Forwarding, err = s.sysctls(forwarding(o.Uplink)); err != nil {

@@ -1,6 +1,8 @@
 package linux
 
 import (
+	"bytes"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -20,6 +22,7 @@ type observed struct {
 	UplinkNets []netip.Prefix
 	Default    netip.Addr // next hop of the namespace's default route
 	Rules      []string   // of the namespace's table
+	Guard      []string   // of its table of the bridge family
 	Host       hostState
 	Ports      map[string]portState // by device; only those that were looked at
 }
@@ -69,10 +72,11 @@ type guestState struct {
 }
 
 // plan tells the steps that make a network as wanted from what there is. It is pure. Ports that are in neither are as
-// they should be; those in have only are removed.
-func plan(want hostnet.Network, have observed) []step {
+// they should be; those in have only are removed; all are those of the network, whether they were looked at or not.
+func plan(want hostnet.Network, all []hostnet.Port, have observed) []step {
 	steps := planBridge(want, have)
 	steps = append(steps, planRouter(want, have)...)
+	steps = append(steps, planTable(inNetwork, guard(all), have.Guard)...) // before a port is in the bridge
 	return append(steps, planPorts(want, have)...)
 }
 
@@ -172,16 +176,50 @@ func planRouter(want hostnet.Network, have observed) []step {
 			steps = append(steps, setRoute{In: inNetwork, Dev: uplinkDevice, Via: near.Addr()})
 		}
 	}
-	if t := rulesOfNetwork(); !slices.Equal(t.list(), have.Rules) {
-		steps = append(steps, setTable{inNetwork, t})
-	}
-	if t := rulesOfHost(host.Prefix, host.Uplink, host.Transit, host.Closed || !host.Forwarding); !slices.Equal(t.list(), host.Rules) {
-		steps = append(steps, setTable{inHost, t})
-	}
+	steps = append(steps, planTable(inNetwork, rulesOfNetwork(), have.Rules)...)
+	rules := rulesOfHost(host.Prefix, host.Uplink, host.Transit, host.Closed || !host.Forwarding)
+	steps = append(steps, planTable(inHost, rules, host.Rules)...)
 	if !host.Forwarding {
 		steps = append(steps, setForwarding{In: inHost, Dev: host.Uplink})
 	}
 	return steps
+}
+
+// planTable plans a table from what its list is: a few keys more or less don't cost what all of it would.
+func planTable(in place, want table, have []string) []step {
+	if slices.Equal(want.list(), have) {
+		return nil
+	}
+	change := setKeys{In: in, Table: want}
+	rest := have
+	for _, s := range want.Sets {
+		wanted := make(map[string][]byte, len(s.Keys))
+		for _, k := range s.Keys {
+			wanted[s.line(k)] = k
+		}
+		var del [][]byte
+		rest = slices.DeleteFunc(slices.Clone(rest), func(line string) bool {
+			key, ok := s.parse(line)
+			if _, there := wanted[line]; there {
+				delete(wanted, line)
+			} else if ok {
+				del = append(del, key)
+			}
+			return ok
+		})
+		if len(del) > 0 {
+			change.Del = append(change.Del, keys{s.Name, s.Key, del})
+		}
+		if len(wanted) > 0 {
+			add := slices.Collect(maps.Values(wanted))
+			slices.SortFunc(add, bytes.Compare)
+			change.Add = append(change.Add, keys{s.Name, s.Key, add})
+		}
+	}
+	if len(want.Sets) == 0 || !slices.Equal(want.without().list(), rest) {
+		return []step{setTable{in, want}}
+	}
+	return []step{change}
 }
 
 // planNoWayOut takes a leg away. Rules that name it are harmless and go with the network.

@@ -14,7 +14,7 @@ import (
 func made(n hostnet.Network) observed {
 	up := func(l link) link { l.Up = true; return l }
 	near := netip.MustParsePrefix("100.64.0.4/31")
-	o := observed{Namespace: true, Loopback: true, Forwarding: true, Rules: rulesOfNetwork().list(),
+	o := observed{Namespace: true, Loopback: true, Forwarding: true, Rules: rulesOfNetwork().list(), Guard: guard(n.Ports).list(),
 		Bridge:     up(link{Kind: "bridge", Index: 2, MTU: n.MTU, MAC: bridgeMAC(n.ID)}),
 		Uplink:     up(link{Kind: "veth", Index: 3, Peer: 9, MTU: 1400}),
 		UplinkNets: []netip.Prefix{netip.MustParsePrefix("100.64.0.5/31")}, Default: near.Addr(),
@@ -55,7 +55,7 @@ func TestPlan(t *testing.T) {
 			"makeNamespace {In:network}", "setLink {In:network Dev:lo MTU:0 MAC: Up:true}", "setForwarding {In:network Dev:}",
 			"makeBridge {MAC:" + bridgeMAC("alpha") + " MTU:1500}", "setLink {In:network Dev:br0 MTU:0 MAC: Up:true}",
 			"addAddr {In:network Dev:br0 Addr:10.7.0.1/24}", "makeLeg {Dev:" + leg + " MTU:1400}",
-			"setTable in network: croft", "setTable in host: croft-t", "setForwarding {In:host Dev:up0}",
+			"setTable in network: croft", "setTable in host: croft-t", "setForwarding {In:host Dev:up0}", "setTable in network: bridge croft",
 			"markPort {Dev:" + veth + " Server:alpha.s0}",
 			"makeVeth {Dev:" + veth + " Server:alpha.s0 Guest:eth0 MAC:02:00:00:61:00:00 MTU:1500}",
 			"setLink {In:server alpha.s0 Dev:lo MTU:0 MAC: Up:true}", "setLink {In:server alpha.s0 Dev:eth0 MTU:0 MAC: Up:true}",
@@ -73,15 +73,15 @@ func TestPlan(t *testing.T) {
 			"dropPorts {Ports:[{Dev:" + veth + " Server:alpha.s0}]}", "makeTap {Dev:" + veth + "}",
 			"setLink {In:network Dev:" + veth + " MTU:1500 MAC: Up:true}", "enslave {Dev:" + veth + "}"}},
 		{"port gone", func(_ *observed, n *hostnet.Network) { n.Ports = n.Ports[1:] },
-			[]string{"dropPorts {Ports:[{Dev:" + veth + " Server:alpha.s0}]}"}},
+			[]string{"setKeys in network: bridge croft", "dropPorts {Ports:[{Dev:" + veth + " Server:alpha.s0}]}"}},
 		{"MAC changed", func(_ *observed, n *hostnet.Network) { n.Ports[0].MAC[5] = 9 },
-			[]string{"setLink {In:server alpha.s0 Dev:eth0 MTU:0 MAC:02:00:00:61:00:09 Up:false}"}},
+			[]string{"setKeys in network: bridge croft", "setLink {In:server alpha.s0 Dev:eth0 MTU:0 MAC:02:00:00:61:00:09 Up:false}"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			o, n := made(n), clone(n)
 			c.change(&o, &n)
 			var got []string
-			for _, s := range plan(n, o) {
+			for _, s := range plan(n, n.Ports, o) {
 				got = append(got, describe(s))
 			}
 			if !slices.Equal(got, c.want) {

@@ -9,6 +9,7 @@ import (
 	"runtime"
 
 	"github.com/google/nftables"
+	netlinksocket "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
@@ -39,10 +40,14 @@ func openSite(path string) (*site, error) {
 	return s, nil
 }
 
+// batchRoom is the most bytes that one transaction of nftables takes: it is one datagram.
+const batchRoom = 16 << 20
+
 // rules opens the namespace's nftables.
 func (s *site) rules() (*nftables.Conn, error) {
 	if s.nft == nil {
-		c, err := nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(int(s.fd)))
+		room := nftables.WithSockOptions(func(c *netlinksocket.Conn) error { return c.SetWriteBuffer(batchRoom) })
+		c, err := nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(int(s.fd)), room)
 		if err != nil {
 			return nil, err
 		}

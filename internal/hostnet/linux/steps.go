@@ -83,6 +83,12 @@ type (
 		In    place
 		Table table
 	}
+	// setKeys brings the keys of a table's sets from what they are to what they are in Table, and leaves the rest of it alone.
+	setKeys struct {
+		In       place
+		Table    table
+		Add, Del []keys
+	}
 	// markPort records whose namespace a port's guest end will be in, so that it is found after a crash.
 	markPort struct{ Dev, Server string }
 	// makeVeth makes a port and, where there is none, the server's namespace.
@@ -101,8 +107,11 @@ type droppedPort struct{ Dev, Server string }
 // describe names a step for people: "addAddr in network: br0 10.0.0.1/24".
 func describe(s step) string {
 	name := strings.TrimPrefix(fmt.Sprintf("%T", s), "linux.")
-	if t, ok := s.(setTable); ok {
-		return fmt.Sprintf("%s in %s: %s", name, t.In, t.Table.Name)
+	switch s := s.(type) {
+	case setTable:
+		return fmt.Sprintf("%s in %s: %s", name, s.In, s.Table)
+	case setKeys:
+		return fmt.Sprintf("%s in %s: %s", name, s.In, s.Table)
 	}
 	return fmt.Sprintf("%s %+v", name, s)
 }

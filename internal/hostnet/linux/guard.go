@@ -1,0 +1,137 @@
+package linux
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/croftproject/croft/internal/hostnet"
+)
+
+// guard holds each port to what is its own: what it sends bears its MAC address, and says to come from one of its
+// addresses, in Ethernet, ARP (RFC 826), IPv4, IPv6 and its neighbour discovery (RFC 4861); it is no DHCP server, no
+// DHCPv6 server and no router to the others. What is none of these protocols, VLAN tags included, is dropped.
+//
+// The rules are the same for every network, and their sets are hashed: what a frame costs does not depend on how many
+// ports there are. An IPv6 link-local address is the port's own where it was made of the MAC address (RFC 4291, A).
+func guard(ports []hostnet.Port) table {
+	var macs, v4, v6 [][]byte
+	for _, p := range ports {
+		dev := exactly(portDevice(p.ID))
+		key := func(field []byte) []byte { return slices.Concat(dev, field, make([]byte, (4-len(field)%4)%4)) }
+		macs = append(macs, key(p.MAC))
+		v6 = append(v6, key(linkLocal(p.MAC).AsSlice()))
+		for _, a := range p.Addrs {
+			if a.Addr().Is4() {
+				v4 = append(v4, key(a.Addr().AsSlice()))
+			} else if a.Addr() != linkLocal(p.MAC) {
+				v6 = append(v6, key(a.Addr().AsSlice()))
+			}
+		}
+	}
+	sets := []keys{
+		{"macs", []nftables.SetDatatype{nftables.TypeIFName, nftables.TypeEtherAddr}, macs},
+		{"ipv4", []nftables.SetDatatype{nftables.TypeIFName, nftables.TypeIPAddr}, v4},
+		{"ipv6", []nftables.SetDatatype{nftables.TypeIFName, nftables.TypeIP6Addr}, v6},
+	}
+	return table{Name: networkTable, Family: nftables.TableFamilyBridge, Sets: sets, Chains: []chain{
+		{"prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRef(-300), slices.Concat(
+			[]rule{{"ether saddr foreign drop", slices.Concat(sender(etherSource, "macs", false), drop)}},
+			guardARP(), guardIPv4(), guardIPv6(),
+			[]rule{{"other drop", drop}},
+		)},
+	}}
+}
+
+// field is a part of a frame.
+type field struct {
+	base        expr.PayloadBase
+	offset, len uint32
+}
+
+const (
+	link3      = expr.PayloadBaseLLHeader
+	network3   = expr.PayloadBaseNetworkHeader
+	transport4 = expr.PayloadBaseTransportHeader
+)
+
+var (
+	etherSource = field{link3, 6, 6}
+	etherType   = field{link3, 12, 2} // of a tagged frame, that of the tag
+
+	arpSenderMAC  = field{network3, 8, 6}
+	arpSenderIPv4 = field{network3, 14, 4}
+
+	ipv4Source = field{network3, 12, 4}
+	ipv6Source = field{network3, 8, 16}
+
+	sourcePort  = field{transport4, 0, 2}
+	targetPort  = field{transport4, 2, 2}
+	icmpv6Type  = field{transport4, 0, 1}
+	advertised  = field{transport4, 8, 16} // of a neighbour advertisement
+	arp         = is(etherType, 0x08, 0x06)
+	ipv4        = is(etherType, 0x08, 0x00)
+	ipv6        = is(etherType, 0x86, 0xdd)
+	udp, icmpv6 = match(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_UDP}), match(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_ICMPV6})
+)
+
+// is matches a field that has a value.
+func is(f field, value ...byte) []expr.Any { return compare(f, expr.CmpOpEq, value) }
+
+func compare(f field, op expr.CmpOp, value []byte) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: f.base, Offset: f.offset, Len: f.len},
+		&expr.Cmp{Op: op, Register: 1, Data: value},
+	}
+}
+
+// sender matches frames whose field, with the device that they come from, is in a set, or is not.
+func sender(f field, set string, in bool) []expr.Any {
+	const first, second = unix.NFT_REG_1, unix.NFT_REG_2 // a device's name fills the first
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: first},
+		&expr.Payload{DestRegister: second, Base: f.base, Offset: f.offset, Len: f.len},
+		&expr.Lookup{SourceRegister: first, SetName: set, Invert: !in},
+	}
+}
+
+func guardARP() []rule {
+	return []rule{
+		{"arp saddr ether foreign drop", slices.Concat(arp, sender(arpSenderMAC, "macs", false), drop)},
+		{"arp saddr ip own accept", slices.Concat(arp, sender(arpSenderIPv4, "ipv4", true), accept)},
+		{"arp probe accept", slices.Concat(arp, is(arpSenderIPv4, 0, 0, 0, 0), accept)}, // RFC 5227, 2.1.1
+	}
+}
+
+func guardIPv4() []rule {
+	return []rule{
+		{"udp sport 67 drop", slices.Concat(ipv4, udp, is(sourcePort, 0, 67), drop)},
+		{"ip saddr own accept", slices.Concat(ipv4, sender(ipv4Source, "ipv4", true), accept)},
+		{"ip saddr unset udp dport 67 accept", slices.Concat(ipv4, is(ipv4Source, 0, 0, 0, 0), udp, is(targetPort, 0, 67), accept)},
+	}
+}
+
+func guardIPv6() []rule {
+	const routerAdvertisement, neighbourSolicitation, neighbourAdvertisement, redirect, listenerReport = 134, 135, 136, 137, 143
+	icmp := func(kind byte) []expr.Any { return slices.Concat(ipv6, icmpv6, is(icmpv6Type, kind)) }
+	unset := compare(ipv6Source, expr.CmpOpEq, make([]byte, 16))
+	return []rule{
+		{"icmpv6 router advertisement drop", slices.Concat(icmp(routerAdvertisement), drop)},
+		{"icmpv6 redirect drop", slices.Concat(icmp(redirect), drop)},
+		{"icmpv6 foreign advertisement drop", slices.Concat(icmp(neighbourAdvertisement), sender(advertised, "ipv6", false), drop)},
+		{"udp sport 547 drop", slices.Concat(ipv6, udp, is(sourcePort, 547>>8, 547&0xff), drop)},
+		{"ip6 saddr own accept", slices.Concat(ipv6, sender(ipv6Source, "ipv6", true), accept)},
+		// A host that does not know yet whether its address is its own (RFC 4862, 5.4.2).
+		{"ip6 saddr unset solicitation accept", slices.Concat(icmp(neighbourSolicitation), unset, accept)},
+		{"ip6 saddr unset listener report accept", slices.Concat(icmp(listenerReport), unset, accept)},
+	}
+}
+
+// linkLocal is the IPv6 link-local address that is made of a MAC address.
+func linkLocal(mac net.HardwareAddr) netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]})
+}
