@@ -60,7 +60,7 @@ deb: build
 	packaging/deb.sh '$(VERSION)'
 
 docs:
-	go generate ./...
+	go generate ./internal/docgen
 
 lint:
 	@test -z "$$(gofmt -l api client cmd internal test *.go)" || { gofmt -l api client cmd internal test *.go; exit 1; }
