@@ -48,13 +48,17 @@ type Etcd struct {
 	ballast *ballast
 	minFree int64
 	timeout time.Duration
+	calls   chan struct{} // under way; see await
 }
+
+// maxCalls is how many calls of the store are under way at most.
+const maxCalls = 1024
 
 var _ Store = (*Etcd)(nil)
 
 // Open opens the store. The embedded member is ready on return. Close it.
 func Open(ctx context.Context, o Options) (*Etcd, error) {
-	e := &Etcd{timeout: o.Timeout, minFree: o.MinFree}
+	e := &Etcd{timeout: o.Timeout, minFree: o.MinFree, calls: make(chan struct{}, maxCalls)}
 	if e.timeout == 0 {
 		e.timeout = 5 * time.Second
 	}
@@ -115,7 +119,7 @@ func (e *Etcd) Close() error {
 func (e *Etcd) Get(ctx context.Context, key string) (Record, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
-	r, err := await(ctx, func() (*clientv3.GetResponse, error) { return e.kv.Get(ctx, key) })
+	r, err := await(ctx, e.calls, func() (*clientv3.GetResponse, error) { return e.kv.Get(ctx, key) })
 	if err != nil {
 		return Record{}, fmt.Errorf("read %s: %w", key, mapped(err))
 	}
@@ -138,7 +142,7 @@ func (e *Etcd) List(ctx context.Context, prefix string) ([]Record, int64, error)
 		from = "\x00"
 	}
 	for {
-		r, err := await(ctx, func() (*clientv3.GetResponse, error) {
+		r, err := await(ctx, e.calls, func() (*clientv3.GetResponse, error) {
 			return e.kv.Get(ctx, from, clientv3.WithRange(end), clientv3.WithRev(revision), clientv3.WithLimit(listPage))
 		})
 		if err != nil {
@@ -168,7 +172,7 @@ func rangeEnd(prefix string) string {
 func (e *Etcd) Commit(ctx context.Context, tx Tx) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
-	revision, err := await(ctx, func() (int64, error) {
+	revision, err := await(ctx, e.calls, func() (int64, error) {
 		if err := e.room(tx); err != nil {
 			return 0, err
 		}
@@ -187,21 +191,28 @@ func (e *Etcd) Commit(ctx context.Context, tx Tx) (int64, error) {
 
 // await returns what do does, or ctx's error when that ends first: the embedded member takes locks while it writes, so a
 // disk that does not answer holds whoever calls it, whatever ctx says.
-func await[T any](ctx context.Context, do func() (T, error)) (T, error) {
+// calls bounds how many such are under way.
+func await[T any](ctx context.Context, calls chan struct{}, do func() (T, error)) (T, error) {
 	type result struct {
 		value T
 		err   error
 	}
+	var none T
+	select {
+	case calls <- struct{}{}:
+	case <-ctx.Done():
+		return none, ctx.Err()
+	}
 	done := make(chan result, 1)
 	go func() {
 		value, err := do()
+		<-calls
 		done <- result{value, err}
 	}()
 	select {
 	case r := <-done:
 		return r.value, r.err
 	case <-ctx.Done():
-		var none T
 		return none, ctx.Err()
 	}
 }
@@ -225,6 +236,9 @@ func (e *Etcd) commit(ctx context.Context, tx Tx) (int64, error) {
 	}
 	for _, key := range tx.Deletes {
 		ops = append(ops, clientv3.OpDelete(key))
+	}
+	if err := ctx.Err(); err != nil { // given up while it waited: the caller was told that nothing was written
+		return 0, err
 	}
 	r, err := e.kv.Txn(ctx).If(checks...).Then(ops...).Commit()
 	if err != nil {

@@ -153,6 +153,9 @@ func runTestGuest(device string, limit time.Duration) (time.Duration, error) {
 			return used, err // the thread is still in there: its memory must stay
 		}
 		v.close()
+		if used < limit {
+			return used, fmt.Errorf("2 million instructions were not done in %v", patience)
+		}
 		return used, fmt.Errorf("%w (%v)", errSlow, used.Round(time.Millisecond))
 	}
 }
