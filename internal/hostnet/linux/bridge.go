@@ -14,6 +14,11 @@ func (s makeNamespace) do(_ context.Context, a *actor) error {
 	return makeNetNS(a.h.networkPath(a.n.id))
 }
 
+// groupForward has the bridge treat frames to 01:80:c2:00:00:03 to :0f as all others: with its own way they would pass by the
+// guard. The kernel takes no other bits (ip-link(8), group_fwd_mask): STP's go the same way, since that is off, those of
+// pause are dropped, and those of LACP come to the guard's chain input.
+const groupForward = 0xfff8
+
 func (s makeBridge) do(_ context.Context, a *actor) error {
 	site, err := a.site(inNetwork)
 	if err != nil {
@@ -25,8 +30,8 @@ func (s makeBridge) do(_ context.Context, a *actor) error {
 		return err
 	}
 	// Without STP, which is off unless asked for, a port forwards as soon as it has carrier, whatever the forward delay.
-	snoop := false
-	return site.LinkAdd(&netlink.Bridge{LinkAttrs: at, MulticastSnooping: &snoop})
+	snoop, groups := false, uint16(groupForward)
+	return site.LinkAdd(&netlink.Bridge{LinkAttrs: at, MulticastSnooping: &snoop, GroupFwdMask: &groups})
 }
 
 func (s setLink) do(_ context.Context, a *actor) error {

@@ -29,6 +29,7 @@ func toLink(l netlink.Link) link {
 		MTU: at.MTU, MAC: at.HardwareAddr.String(), Up: at.RawFlags&unix.IFF_UP != 0}
 	if b, ok := l.(*netlink.Bridge); ok {
 		out.Snoop = b.MulticastSnooping == nil || *b.MulticastSnooping
+		out.Groups = b.GroupFwdMask == nil || *b.GroupFwdMask != groupForward
 	}
 	return out
 }

@@ -38,6 +38,7 @@ type link struct {
 	MAC    string
 	Up     bool
 	Snoop  bool // of a bridge
+	Groups bool // of a bridge: it takes some groups' frames for itself
 }
 
 // hostState is what there is in the host's namespace that concerns a network.
@@ -92,7 +93,7 @@ func planBridge(want hostnet.Network, have observed) []step {
 		steps = append(steps, setForwarding{In: inNetwork})
 	}
 	br, nets := have.Bridge, have.BridgeNets
-	if br.Kind != "" && (br.Kind != "bridge" || br.Snoop) {
+	if br.Kind != "" && (br.Kind != "bridge" || br.Snoop || br.Groups) {
 		steps = append(steps, delLink{inNetwork, bridgeDevice})
 		br, nets = link{}, nil
 	}
@@ -297,7 +298,7 @@ func planPorts(want hostnet.Network, have observed) []step {
 		steps = append(steps, drop)
 	}
 	bridge := have.Bridge.Index
-	if have.Bridge.Kind != "bridge" || have.Bridge.Snoop {
+	if have.Bridge.Kind != "bridge" || have.Bridge.Snoop || have.Bridge.Groups {
 		bridge = -1 // made anew: no port is in it yet
 	}
 	for _, p := range want.Ports {

@@ -103,8 +103,8 @@ func (t table) replace(c *nftables.Conn) error {
 	c.AddTable(nt) // so that there is one to delete
 	c.DelTable(nt)
 	c.AddTable(nt)
-	for _, s := range t.Sets {
-		if err := s.add(c, nt); err != nil {
+	for i, s := range t.Sets {
+		if err := s.add(c, nt, uint32(i+1)); err != nil {
 			return err
 		}
 	}
@@ -121,8 +121,10 @@ func (t table) replace(c *nftables.Conn) error {
 // setChunk is how many keys one message holds: the length of its list has 16 bits.
 const setChunk = 512
 
-func (s keys) add(c *nftables.Conn, t *nftables.Table) error {
+// add adds a set under an id of its transaction; the library's own are of a counter that is not safe for concurrent use.
+func (s keys) add(c *nftables.Conn, t *nftables.Table, id uint32) error {
 	ns := s.in(t)
+	ns.ID = id
 	if err := c.AddSet(ns, nil); err != nil {
 		return err
 	}
