@@ -100,14 +100,14 @@ panicked() {
 }
 
 boot() {
-	local from=$1 work=$2 qemu watchdog status=0 time=$((limit - SECONDS))
+	local from=$1 work=$2 qemu status=0 time=$((limit - SECONDS))
 	[ "$time" -lt "$one" ] || time=$one
 	left >"$work/tree/runs"
 	rm -f "$work/lab.raw"
 	mkfs.ext4 -q -F -L croft-lab -d "$work/tree" "$work/lab.raw" 1G
 	qemu-img create -q -f qcow2 -F raw -b "$from/root.raw" "$work/root.qcow2"
 	: >"$out/console.log"
-	taskset -c "$(taskset -cp $$ | sed 's/.*[:,-] *//')" \
+	timeout -k 10 "$time" taskset -c "$(taskset -cp $$ | sed 's/.*[:,-] *//')" \
 		qemu-system-x86_64 -name croft-lab -accel tcg,thread=multi -cpu EPYC,+svm -M q35 -smp 2 -m "$memory" \
 		-nodefaults -no-user-config -display none -serial "file:$out/console.log" \
 		-kernel "$from/vmlinuz" -initrd "$from/initrd.img" -append "root=/dev/vda rw console=ttyS0 loglevel=4" \
@@ -115,12 +115,10 @@ boot() {
 		-drive "file=$work/lab.raw,if=virtio,format=raw,cache=unsafe" \
 		-nic user,restrict=on,model=virtio-net-pci -device virtio-rng-pci 2>"$out/qemu.log" &
 	qemu=$!
-	(sleep "$time" && say "the guest takes longer than $time s: giving up" && kill "$qemu") &
-	watchdog=$!
 	panicked "$qemu" "$out/console.log" &
 	follow "$qemu" "$out/console.log" || true
 	wait "$qemu" || status=$?
-	kill "$watchdog" 2>/dev/null || true
+	[ "$status" != 124 ] || say "the guest takes longer than $time s: given up"
 	return "$status"
 }
 
