@@ -4,9 +4,9 @@
 # Croft is installed there from its package. What it is made of is cached; it has no network but a link to nowhere.
 #   LAB_CACHE  where disks of lab guests are kept (default: /var/tmp/croft-lab-cache)
 #   LAB_TIME   seconds after which it is given up (default: 3900)
-# QEMU's emulation of SVM is not without faults: seen were the guest's kernel with a corrupted stack under KVM, and guests
-# of its that hung in their firmware, on hosts where its two processors truly ran at once. So they share one of the
-# host's. Runs that fail all the same are tried again in a fresh guest, while there is time, and named at the end.
+# QEMU's emulation of SVM is not without faults: seen was the guest's kernel with a corrupted stack under KVM, on a host where
+# its two processors truly ran at once. So they share one of the host's. Runs that fail all the same are tried again in a
+# fresh guest, while there is time, and named at the end.
 # It prints progress, leaves the console logs and the outputs in build/lab (those of a guest that failed in build/lab/1, 2),
 # and closes with "N passed, N failed, N skipped".
 set -euo pipefail
