@@ -40,20 +40,6 @@ func (w *World) Ready(t testing.TB, name string) *api.Server {
 func (w *World) ReadyOf(t testing.TB, tenant, name string) *api.Server {
 	t.Helper()
 	up := func(s *api.Server) bool { return s.Status.Phase == api.PhaseRunning && !s.Status.Ready.IsZero() }
-	if emulated {
-		// Emulated KVM hangs a guest in its firmware now and then, before it has printed a word. It is reset, once.
-		before := w.consoleOf(tenant, name)
-		s, ok := w.follow(t, tenant, name, Patience/2, up)
-		if ok {
-			return s
-		}
-		if s != nil && s.Status.Phase == api.PhaseRunning && s.Status.Accelerator == "kvm" && w.consoleOf(tenant, name) == before {
-			t.Logf("%s hangs in its firmware under emulated KVM: reset", name)
-			if _, err := w.Power(t.Context(), tenant, name, api.PowerRestart, true); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
 	return w.waitOf(t, tenant, name, "ready", up)
 }
 

@@ -28,11 +28,8 @@ const Tenant = "default"
 // with kernels of their own are again.
 var Patience = 2 * time.Minute
 
-// emulated says that the host's KVM is emulated too, as in the lab guest.
-var emulated = os.Getenv("CROFT_LAB") != ""
-
 func init() {
-	if emulated {
+	if os.Getenv("CROFT_LAB") != "" {
 		Patience = 6 * time.Minute
 	}
 }
