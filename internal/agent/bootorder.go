@@ -83,6 +83,14 @@ func (b *bootOrder) wait(id string, now time.Time) time.Duration {
 	return orderWait
 }
 
+// queued tells whether servers of a later order may be waiting for this one.
+func (b *bootOrder) queued(id string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	_, queued := b.order[id]
+	return queued
+}
+
 // done says that a server is up, or will not be.
 func (b *bootOrder) done(id string) {
 	b.mu.Lock()

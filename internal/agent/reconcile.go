@@ -119,7 +119,7 @@ func (a *Agent) settle(ctx context.Context, m *machine, rec *state.Server, revis
 		}
 	}
 	if now == guestRunning || now == guestPaused {
-		if a.up(ctx, m) {
+		if a.boot.queued(m.id) && a.up(ctx, m) {
 			a.boot.done(m.id)
 		}
 		if err := a.resize(ctx, m, rec); err != nil {

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
+	"runtime"
 	"slices"
 	"time"
 )
@@ -14,12 +16,62 @@ type side struct {
 	Act  func(ctx context.Context) (time.Duration, error)
 }
 
+// What an act leaves is ended before the next begins, and not counted with it: the kernel frees namespaces and mounts, and
+// daemons tidy up, behind everybody's back. The machine is at rest when its processors were idle for all but restBusy of
+// restWindow; restPatience is how long that is waited for.
+const (
+	restWindow   = 100 * time.Millisecond
+	restBusy     = 0.05
+	restPatience = 5 * time.Second
+)
+
+// rest waits until the machine is at rest, or for as long as that is worth.
+func rest(ctx context.Context) error {
+	before, err := busyTime()
+	if err != nil {
+		return err
+	}
+	for patience := restPatience; patience > 0; patience -= restWindow {
+		select {
+		case <-time.After(restWindow):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		now, err := busyTime()
+		if err != nil {
+			return err
+		}
+		if now-before < time.Duration(restBusy*float64(runtime.NumCPU())*float64(restWindow)) {
+			return nil
+		}
+		before = now
+	}
+	return nil
+}
+
+// busyTime is how long the machine's processors have worked, in sum, by the first line of proc_stat(5).
+func busyTime() (time.Duration, error) {
+	data, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	const tick = 10 * time.Millisecond // USER_HZ
+	var user, nice, system, idle, iowait, irq, softirq int64
+	if _, err := fmt.Sscanf(string(data), "cpu %d %d %d %d %d %d %d", &user, &nice, &system, &idle, &iowait, &irq, &softirq); err != nil {
+		return 0, fmt.Errorf("/proc/stat: %w", err)
+	}
+	return time.Duration(user+nice+system+irq+softirq) * tick, nil
+}
+
 // turns has the sides act in turns, A B A B …, so that what else the machine does hits all of them, and returns the
 // times of each. A first round warms up, and is not counted.
 func turns(ctx context.Context, rounds int, sides ...side) ([][]time.Duration, error) {
 	out := make([][]time.Duration, len(sides))
 	for round := range rounds + 1 {
 		for i, s := range sides {
+			if err := rest(ctx); err != nil {
+				return nil, err
+			}
 			took, err := s.Act(ctx)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", s.Name, err)

@@ -6,11 +6,13 @@ import (
 	"os"
 	"path/filepath"
 	goruntime "runtime"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/croftproject/croft/internal/engine"
+	"github.com/croftproject/croft/internal/memfile"
 )
 
 // A guest's power over its network (addresses, firewall, raw sockets, low ports, its own /sys) hangs on who owns the
@@ -28,29 +30,17 @@ func makeNetNS(path string, ids engine.IDRange) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("make network namespace: %w", err)
 	}
-	// A namespace is born with a process. The child is traced, so it stops before its first instruction; ptrace(2)
-	// belongs to the thread that started it.
-	goruntime.LockOSThread()
-	defer goruntime.UnlockOSThread()
-	maps := []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(ids.Base), Size: int(ids.Size)}}
-	child, err := os.StartProcess("/proc/self/exe", []string{"croft-netns"}, &os.ProcAttr{
-		Env: []string{},
-		Sys: &syscall.SysProcAttr{
-			Cloneflags:                 unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
-			UidMappings:                maps,
-			GidMappings:                maps,
-			GidMappingsEnableSetgroups: true,
-			Ptrace:                     true,
-			Pdeathsig:                  syscall.SIGKILL,
-		},
-	})
+	child, err := newNamespaces()
 	if err != nil {
 		return fmt.Errorf("make network namespace of ids %d+%d: %w", ids.Base, ids.Size, err)
 	}
-	defer func() {
-		_ = child.Kill()
-		_, _ = child.Wait()
-	}()
+	defer child.end()
+	shift := fmt.Appendf(nil, "0 %d %d", ids.Base, ids.Size)
+	for _, name := range []string{"uid_map", "gid_map"} {
+		if err := os.WriteFile(fmt.Sprintf("/proc/%d/%s", child.Pid, name), shift, 0); err != nil {
+			return fmt.Errorf("make network namespace of ids %d+%d: %w", ids.Base, ids.Size, err)
+		}
+	}
 	file, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|unix.O_CLOEXEC, 0o444)
 	if err != nil {
 		return fmt.Errorf("make network namespace: %w", err)
@@ -60,6 +50,81 @@ func makeNetNS(path string, ids engine.IDRange) error {
 		return fmt.Errorf("bind network namespace at %s: %w", path, err)
 	}
 	return nil
+}
+
+// holder is a process in namespaces of its own, stopped.
+type holder struct{ *os.Process }
+
+// holderProgram is what a holder runs.
+var holderProgram = sync.OnceValues(func() (*os.File, error) {
+	program, err := namespacesProgram()
+	if err != nil {
+		return nil, err
+	}
+	return memfile.New("croft-netns", program)
+})
+
+// newNamespaces starts a process in a user namespace and a network namespace of its own, and stops it there. A program of
+// some instructions enters them: were it this process that forks into them, the kernel would mark all of its memory for
+// copying, which costs more than the namespaces. The child is traced, so that it is known where it stands; ptrace(2)
+// belongs to the thread that started it, which the caller has until end.
+func newNamespaces() (h holder, err error) {
+	program, err := holderProgram()
+	if err != nil {
+		return h, err
+	}
+	goruntime.LockOSThread()
+	defer func() {
+		if err != nil {
+			goruntime.UnlockOSThread()
+		}
+	}()
+	h.Process, err = os.StartProcess(fmt.Sprintf("/proc/self/fd/%d", program.Fd()), []string{"croft-netns"}, &os.ProcAttr{
+		Env: []string{},
+		Sys: &syscall.SysProcAttr{Ptrace: true, Pdeathsig: syscall.SIGKILL},
+	})
+	if err != nil {
+		return h, err
+	}
+	// It stops before its first instruction, and then where it has done its work.
+	err = h.stopped()
+	if err == nil {
+		err = unix.PtraceCont(h.Pid, 0)
+	}
+	if err == nil {
+		err = h.stopped()
+	}
+	if err != nil {
+		_ = h.Kill()
+		_, _ = h.Wait()
+	}
+	return h, err
+}
+
+// stopped waits until the process stops by itself.
+func (h holder) stopped() error {
+	for {
+		var ws unix.WaitStatus
+		_, err := unix.Wait4(h.Pid, &ws, unix.WALL, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return err
+		case ws.Exited():
+			return unix.Errno(ws.ExitStatus())
+		case ws.Stopped() && ws.StopSignal() == unix.SIGTRAP:
+			return nil
+		default:
+			return fmt.Errorf("the process ended or stopped unasked (wait status %#x)", uint32(ws))
+		}
+	}
+}
+
+// end ends the process; what is bound of its namespaces stays.
+func (h holder) end() {
+	_ = h.Kill()
+	_, _ = h.Wait()
+	goruntime.UnlockOSThread()
 }
 
 func isNSFS(path string) bool {

@@ -2,13 +2,11 @@ package oci
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	goruntime "runtime"
 	"strings"
 	"time"
 
@@ -202,47 +200,4 @@ func tryShift(dirs ...string) error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
-}
-
-// exitProgram is a static program that exits with code, as small as an ELF file can be (elf(5)): the file header, one
-// program header, and the system call exit(2).
-func exitProgram(code byte) ([]byte, error) {
-	var machine uint16
-	var text []byte
-	switch goruntime.GOARCH {
-	case "amd64":
-		machine = 62 // EM_X86_64
-		text = []byte{
-			0xbf, code, 0, 0, 0, // mov edi, code
-			0xb8, 60, 0, 0, 0, // mov eax, SYS_exit
-			0x0f, 0x05, // syscall
-		}
-	case "arm64":
-		machine = 183                                                            // EM_AARCH64
-		text = binary.LittleEndian.AppendUint32(nil, 0xd2800000|uint32(code)<<5) // mov x0, code
-		text = binary.LittleEndian.AppendUint32(text, 0xd2800ba8)                // mov x8, SYS_exit
-		text = binary.LittleEndian.AppendUint32(text, 0xd4000001)                // svc 0
-	default:
-		return nil, fmt.Errorf("no trial guest is known for %s", goruntime.GOARCH)
-	}
-	const base, head, program = 0x400000, 64, 56
-	le := binary.LittleEndian
-	file := append([]byte("\x7fELF\x02\x01\x01"), make([]byte, 9)...) // 64 bit, little endian, version 1
-	file = le.AppendUint16(file, 2)                                   // ET_EXEC
-	file = le.AppendUint16(file, machine)
-	file = le.AppendUint32(file, 1)                 // version
-	file = le.AppendUint64(file, base+head+program) // entry
-	file = le.AppendUint64(file, head)              // program headers' offset
-	file = le.AppendUint64(file, 0)                 // no sections
-	file = le.AppendUint32(file, 0)                 // flags
-	for _, n := range []uint16{head, program, 1, 0, 0, 0} {
-		file = le.AppendUint16(file, n)
-	}
-	size := uint64(head + program + len(text))
-	file = le.AppendUint32(file, 1) // PT_LOAD
-	file = le.AppendUint32(file, 5) // readable, executable
-	for _, n := range []uint64{0, base, base, size, size, 0x1000} {
-		file = le.AppendUint64(file, n)
-	}
-	return append(file, text...), nil
 }
