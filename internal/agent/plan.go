@@ -79,7 +79,7 @@ func plan(w want, g guestState, torn, recorded bool) stages {
 		case g == guestEnded:
 			return parts
 		case g == guestNone:
-			return stages{{stepPrepare}, {stepRoot, stepPorts, stepCgroup}, {stepLaunch}}
+			return stages{{stepPrepare}, {stepPorts, stepRoot, stepCgroup}, {stepLaunch}}
 		case g == guestRunning && w == wantPaused:
 			return stages{{stepPause}}
 		case g == guestPaused && w == wantRunning:

@@ -11,7 +11,7 @@ import (
 )
 
 func TestPlan(t *testing.T) {
-	start := stages{{stepPrepare}, {stepRoot, stepPorts, stepCgroup}, {stepLaunch}}
+	start := stages{{stepPrepare}, {stepPorts, stepRoot, stepCgroup}, {stepLaunch}}
 	parts := stages{{stepClean}, {stepUnport, stepClose, stepUncgroup}}
 	after := stages{{stepRelease}, {stepUnport, stepClose, stepUncgroup}}
 	deletion := stages{{stepDelete}, {stepGone}}

@@ -29,6 +29,7 @@ type reporter struct {
 	notes  map[string]note // servers of which a change is not carried out
 	due    map[string]*state.Status
 	events []api.Event
+	timed  bool // a wake is due soon
 	wakes  chan struct{}
 }
 
@@ -118,7 +119,11 @@ func (r *reporter) put(id string, st *state.Status, now time.Time) {
 		return
 	}
 	r.last[id], r.due[id] = st, st
-	r.wake()
+	if passing(st.Phase) {
+		r.wakeSoon()
+	} else {
+		r.wake()
+	}
 }
 
 // conditions of a status; each keeps its time while it holds.
@@ -175,7 +180,7 @@ func (a *Agent) event(rec *state.Server, reason, message string, warning bool) {
 	if len(r.events) > 10000 { // a store that is away for long loses the oldest
 		r.events = r.events[len(r.events)-10000:]
 	}
-	r.wake()
+	r.wakeSoon()
 }
 
 // wake has the reporter write; r.mu is held.
@@ -184,6 +189,29 @@ func (r *reporter) wake() {
 	case r.wakes <- struct{}{}:
 	default:
 	}
+}
+
+// soon is how long a status that is about to change, and an event, may wait for the status that they lead to. All of them
+// then take one transaction, which is on the way of whoever waits for the server to run.
+const soon = 50 * time.Millisecond
+
+// passing tells whether another phase follows by itself.
+func passing(p api.Phase) bool {
+	return p == api.PhaseStarting || p == api.PhaseStopping || p == api.PhaseDeleting
+}
+
+// wakeSoon has the reporter write before long; r.mu is held.
+func (r *reporter) wakeSoon() {
+	if r.timed {
+		return
+	}
+	r.timed = true
+	time.AfterFunc(soon, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.timed = false
+		r.wake()
+	})
 }
 
 // batchSize is how many records go in one transaction; etcd takes 128 operations.

@@ -73,7 +73,7 @@ func run() error {
 	flag.StringVar(&only, "only", "", "rows to measure, by name or pattern: os/create,uml/*")
 	flag.StringVar(&o.Binary, "croft", "build/croft", "the program")
 	flag.StringVar(&o.Cache, "cache", "build/bench-cache", "where what was downloaded for images is kept between runs")
-	flag.IntVar(&o.Rounds, "rounds", 9, "how often short acts are timed; long ones less")
+	flag.IntVar(&o.Rounds, "rounds", 15, "how often short acts are timed; long ones less")
 	list := flag.Bool("list", false, "name the rows, and measure nothing")
 	flag.Parse()
 	chosen, err := choose(registry, only)

@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/croftproject/croft/internal/memfile"
 )
 
 // freeConsole takes a system's console from its first process, which the runtime makes the terminal's controlling
@@ -48,7 +51,11 @@ func freeConsole(ctx context.Context, pid int, ours func(pid int) bool) error {
 	} else if err != nil {
 		return fmt.Errorf("look at process %d: %w", pid, err)
 	}
-	c := exec.CommandContext(ctx, "/bin/true")
+	taker, err := takerProgram()
+	if err != nil {
+		return fmt.Errorf("free the console: %w", err)
+	}
+	c := exec.CommandContext(ctx, fmt.Sprintf("/proc/self/fd/%d", taker.Fd()))
 	c.Stdin = console
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
 	if err := c.Run(); err != nil {
@@ -59,6 +66,15 @@ func freeConsole(ctx context.Context, pid int, ours func(pid int) bool) error {
 	}
 	return nil
 }
+
+// takerProgram is what takes a console, and ends.
+var takerProgram = sync.OnceValues(func() (*os.File, error) {
+	program, err := exitProgram(0)
+	if err != nil {
+		return nil, err
+	}
+	return memfile.New("croft-console", program)
+})
 
 // hasTerminal tells whether a process has a controlling terminal: field tty_nr of proc(5), stat.
 func hasTerminal(pid int) (bool, error) {
