@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,8 +24,8 @@ import (
 const userspaceMark = "croft: ready"
 
 // userspace compares the way from a request to a guest's userspace with the same command started bare: without the
-// engine's user, confinement, control sockets and port. The command line is that of a guest of ours, so that both have
-// the same machine, kernel and arguments.
+// engine's user, confinement, control sockets and port. The command line, and what is loaded before the program, are
+// those of a guest of ours, so that both have the same machine, kernel and arguments.
 type userspace struct {
 	row, engine string
 	model       api.Model
@@ -43,7 +44,7 @@ func (u userspace) run(ctx context.Context, l *lab) ([]Row, error) {
 	if err != nil {
 		return nil, err
 	}
-	var command []string
+	var command, env []string
 	var seen []time.Duration
 	disk := filepath.Join(l.dir, "bare-"+u.engine)
 	ours := func(ctx context.Context) (time.Duration, error) {
@@ -52,7 +53,11 @@ func (u userspace) run(ctx context.Context, l *lab) ([]Row, error) {
 			return 0, err
 		}
 		if command == nil {
-			if _, command, err = find(u.program, got.Server.ID); err != nil {
+			var pid int
+			if pid, command, err = find(u.program, got.Server.ID); err != nil {
+				return 0, err
+			}
+			if env, err = preloaded(pid, filepath.Join(l.dir, "preload-"+u.engine)); err != nil {
 				return 0, err
 			}
 		}
@@ -64,7 +69,7 @@ func (u userspace) run(ctx context.Context, l *lab) ([]Row, error) {
 		if err := u.disk(h, disk); err != nil {
 			return 0, err
 		}
-		return toUserspace(ctx, filepath.Base(l.dir)+"-bare", u.bare(command, disk))
+		return toUserspace(ctx, filepath.Base(l.dir)+"-bare", env, u.bare(command, disk))
 	}
 	times, err := turns(ctx, u.rounds, side{"ours", ours}, side{u.peer, bare})
 	l.later(func() error { return dropGroup(filepath.Base(l.dir) + "-bare") })
@@ -75,9 +80,30 @@ func (u userspace) run(ctx context.Context, l *lab) ([]Row, error) {
 		fmt.Sprintf("from POST to the first sign of userspace: %s; bare: %s; a watch tells of it %.0f ms later", spread(times[0]), spread(times[1]), milliseconds(seen)))}, nil
 }
 
+// preloaded copies the library that a process has loaded before all others, and returns the variable that has a program
+// load the copy; nothing where there is none. Without it bare UML does not boot on some processors.
+func preloaded(pid int, target string) ([]string, error) {
+	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range strings.Split(string(environ), "\x00") {
+		fd, ok := strings.CutPrefix(v, "LD_PRELOAD=/proc/self/fd/")
+		if !ok {
+			continue
+		}
+		library, err := os.ReadFile(fmt.Sprintf("/proc/%d/fd/%s", pid, fd))
+		if err != nil {
+			return nil, err
+		}
+		return []string{"LD_PRELOAD=" + target}, os.WriteFile(target, library, 0o755)
+	}
+	return nil, nil
+}
+
 // toUserspace starts a command on a terminal, and returns when it has printed the mark. The command is in a control
 // group, as ours is, so that the scheduler weighs both alike against what else the machine does.
-func toUserspace(ctx context.Context, group string, args []string) (time.Duration, error) {
+func toUserspace(ctx context.Context, group string, env, args []string) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	join, err := makeGroup(group)
@@ -85,7 +111,7 @@ func toUserspace(ctx context.Context, group string, args []string) (time.Duratio
 		return 0, err
 	}
 	c := exec.CommandContext(ctx, args[0], args[1:]...)
-	c.Env = append(os.Environ(), "TMPDIR=/dev/shm")
+	c.Env = slices.Concat(os.Environ(), []string{"TMPDIR=/dev/shm"}, env)
 	c.Cancel = func() error { return unix.Kill(-c.Process.Pid, unix.SIGKILL) } // UML is several processes
 	began := time.Now()
 	terminal, err := pty.Start(c)
