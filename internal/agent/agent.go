@@ -201,6 +201,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	<-ctx.Done()
 	wg.Wait()
 	a.watchers.Wait()
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastReport)
+	defer cancel()
+	for a.status.flush(last) {
+	}
 	return nil
 }
 

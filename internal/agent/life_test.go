@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -44,6 +45,23 @@ func TestLife(t *testing.T) {
 	h.server("a", deleted)
 	h.gone("a")
 	h.clean()
+}
+
+// What is due when the agent ends is written: events are told once.
+func TestLastReport(t *testing.T) {
+	h := newHost(t)
+	a, stop := h.agent()
+	h.server("a", nil)
+	h.phase("a", api.PhaseRunning)
+	a.event(&state.Server{Meta: api.Meta{ID: "a", Name: "a", Tenant: "t"}}, "Last", "words", false)
+	stop()
+	records, _, err := h.store.List(t.Context(), state.Events)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(records, func(r store.Record) bool { return bytes.Contains(r.Value, []byte(`"reason":"Last"`)) }) {
+		t.Errorf("of %d events none is the last", len(records))
+	}
 }
 
 // An engine that takes more than it did when the server was admitted is promised that first, or waits.

@@ -14,6 +14,9 @@ import (
 	"github.com/oklog/ulid/v2"
 )
 
+// lastReport is how long the agent, when it ends, takes to write what is due.
+const lastReport = 2 * time.Second
+
 // retryReport is how long the reporter waits before it tries a store again that did not answer.
 const retryReport = time.Second
 

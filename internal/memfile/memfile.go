@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,6 +20,9 @@ func New(name string, content []byte) (*os.File, error) {
 	if errors.Is(err, unix.EINVAL) {
 		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	}
+	if errors.Is(err, unix.EACCES) {
+		return nil, errors.New("the host lets no program be executed from memory: set sysctl vm.memfd_noexec to 1 or 0")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("make a file in memory: %w", err)
 	}
@@ -31,4 +35,28 @@ func New(name string, content []byte) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("seal a file in memory: %w", err), f.Close())
 	}
 	return f, nil
+}
+
+// Kept is a file that is made when it is asked for first, and kept. Its fields are set before that.
+type Kept struct {
+	Name    string
+	Content func() ([]byte, error)
+
+	mu   sync.Mutex
+	file *os.File
+}
+
+// File is the file. The caller leaves it open.
+func (k *Kept) File() (*os.File, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.file != nil {
+		return k.file, nil
+	}
+	content, err := k.Content()
+	if err != nil {
+		return nil, err
+	}
+	k.file, err = New(k.Name, content)
+	return k.file, err
 }

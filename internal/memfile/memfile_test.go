@@ -36,3 +36,24 @@ func TestNew(t *testing.T) {
 		t.Errorf("lengthened: %v, want EPERM", err)
 	}
 }
+
+func TestKept(t *testing.T) {
+	refused := errors.New("not now")
+	answers := []error{refused, nil}
+	kept := memfile.Kept{Name: "kept", Content: func() ([]byte, error) {
+		err := answers[0]
+		answers = answers[1:]
+		return []byte("x"), err
+	}}
+	if _, err := kept.File(); !errors.Is(err, refused) {
+		t.Errorf("%v, want %v", err, refused)
+	}
+	first, err := kept.File()
+	if err != nil {
+		t.Fatalf("a failure is kept: %v", err)
+	}
+	defer first.Close()
+	if second, err := kept.File(); err != nil || second != first {
+		t.Errorf("another file, or %v", err)
+	}
+}

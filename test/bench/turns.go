@@ -20,33 +20,33 @@ type side struct {
 // daemons tidy up, behind everybody's back. The machine is at rest when its processors were idle for all but restBusy of
 // restWindow; restPatience is how long that is waited for.
 const (
-	restWindow   = 100 * time.Millisecond
+	restWindow   = 200 * time.Millisecond
 	restBusy     = 0.05
 	restPatience = 5 * time.Second
 )
 
-// rest waits until the machine is at rest, or for as long as that is worth.
-func rest(ctx context.Context) error {
+// rest waits until the machine is at rest, for as long as that is worth, and tells whether it is.
+func rest(ctx context.Context) (bool, error) {
 	before, err := busyTime()
 	if err != nil {
-		return err
+		return false, err
 	}
 	for patience := restPatience; patience > 0; patience -= restWindow {
 		select {
 		case <-time.After(restWindow):
 		case <-ctx.Done():
-			return ctx.Err()
+			return false, ctx.Err()
 		}
 		now, err := busyTime()
 		if err != nil {
-			return err
+			return false, err
 		}
 		if now-before < time.Duration(restBusy*float64(runtime.NumCPU())*float64(restWindow)) {
-			return nil
+			return true, nil
 		}
 		before = now
 	}
-	return nil
+	return false, nil
 }
 
 // busyTime is how long the machine's processors have worked, in sum, by the first line of proc_stat(5).
@@ -66,11 +66,15 @@ func busyTime() (time.Duration, error) {
 // turns has the sides act in turns, A B A B …, so that what else the machine does hits all of them, and returns the
 // times of each. A first round warms up, and is not counted.
 func turns(ctx context.Context, rounds int, sides ...side) ([][]time.Duration, error) {
-	out := make([][]time.Duration, len(sides))
+	out, restless := make([][]time.Duration, len(sides)), 0
 	for round := range rounds + 1 {
 		for i, s := range sides {
-			if err := rest(ctx); err != nil {
+			rested, err := rest(ctx)
+			if err != nil {
 				return nil, err
+			}
+			if !rested {
+				restless++
 			}
 			took, err := s.Act(ctx)
 			if err != nil {
@@ -80,6 +84,9 @@ func turns(ctx context.Context, rounds int, sides ...side) ([][]time.Duration, e
 				out[i] = append(out[i], took)
 			}
 		}
+	}
+	if restless > 0 {
+		fmt.Fprintf(os.Stderr, "  the machine was not at rest before %d of %d acts: other things run on it\n", restless, (rounds+1)*len(sides))
 	}
 	return out, nil
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -51,11 +50,12 @@ func freeConsole(ctx context.Context, pid int, ours func(pid int) bool) error {
 	} else if err != nil {
 		return fmt.Errorf("look at process %d: %w", pid, err)
 	}
-	taker, err := takerProgram()
+	taker, err := takerProgram.File()
 	if err != nil {
 		return fmt.Errorf("free the console: %w", err)
 	}
-	c := exec.CommandContext(ctx, fmt.Sprintf("/proc/self/fd/%d", taker.Fd()))
+	c := exec.CommandContext(ctx, "/proc/self/fd/3")
+	c.ExtraFiles = []*os.File{taker}
 	c.Stdin = console
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
 	if err := c.Run(); err != nil {
@@ -68,13 +68,7 @@ func freeConsole(ctx context.Context, pid int, ours func(pid int) bool) error {
 }
 
 // takerProgram is what takes a console, and ends.
-var takerProgram = sync.OnceValues(func() (*os.File, error) {
-	program, err := exitProgram(0)
-	if err != nil {
-		return nil, err
-	}
-	return memfile.New("croft-console", program)
-})
+var takerProgram = memfile.Kept{Name: "croft-console", Content: func() ([]byte, error) { return exitProgram(0) }}
 
 // hasTerminal tells whether a process has a controlling terminal: field tty_nr of proc(5), stat.
 func hasTerminal(pid int) (bool, error) {

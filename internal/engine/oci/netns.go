@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	goruntime "runtime"
-	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -30,17 +29,11 @@ func makeNetNS(path string, ids engine.IDRange) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("make network namespace: %w", err)
 	}
-	child, err := newNamespaces()
+	child, err := newHolder(ids)
 	if err != nil {
 		return fmt.Errorf("make network namespace of ids %d+%d: %w", ids.Base, ids.Size, err)
 	}
 	defer child.end()
-	shift := fmt.Appendf(nil, "0 %d %d", ids.Base, ids.Size)
-	for _, name := range []string{"uid_map", "gid_map"} {
-		if err := os.WriteFile(fmt.Sprintf("/proc/%d/%s", child.Pid, name), shift, 0); err != nil {
-			return fmt.Errorf("make network namespace of ids %d+%d: %w", ids.Base, ids.Size, err)
-		}
-	}
 	file, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|unix.O_CLOEXEC, 0o444)
 	if err != nil {
 		return fmt.Errorf("make network namespace: %w", err)
@@ -52,78 +45,97 @@ func makeNetNS(path string, ids engine.IDRange) error {
 	return nil
 }
 
-// holder is a process in namespaces of its own, stopped.
-type holder struct{ *os.Process }
+// holder is a process that is stopped in namespaces of its own.
+type holder struct {
+	*os.Process
+	ended bool
+}
 
 // holderProgram is what a holder runs.
-var holderProgram = sync.OnceValues(func() (*os.File, error) {
-	program, err := namespacesProgram()
+var holderProgram = memfile.Kept{Name: "croft-netns", Content: namespacesProgram}
+
+// newHolder starts a process in a user namespace with these ids, and in a network namespace that it owns. A program of
+// some instructions enters them: were it this process that forks into them, the kernel would mark all of its memory for
+// copying, which costs more than the namespaces. The child is traced, so that it is known where it stands; ptrace(2)
+// belongs to the thread that started it, which the caller keeps until end.
+func newHolder(ids engine.IDRange) (*holder, error) {
+	program, err := holderProgram.File()
 	if err != nil {
 		return nil, err
 	}
-	return memfile.New("croft-netns", program)
-})
-
-// newNamespaces starts a process in a user namespace and a network namespace of its own, and stops it there. A program of
-// some instructions enters them: were it this process that forks into them, the kernel would mark all of its memory for
-// copying, which costs more than the namespaces. The child is traced, so that it is known where it stands; ptrace(2)
-// belongs to the thread that started it, which the caller has until end.
-func newNamespaces() (h holder, err error) {
-	program, err := holderProgram()
-	if err != nil {
-		return h, err
-	}
 	goruntime.LockOSThread()
-	defer func() {
-		if err != nil {
-			goruntime.UnlockOSThread()
-		}
-	}()
-	h.Process, err = os.StartProcess(fmt.Sprintf("/proc/self/fd/%d", program.Fd()), []string{"croft-netns"}, &os.ProcAttr{
-		Env: []string{},
-		Sys: &syscall.SysProcAttr{Ptrace: true, Pdeathsig: syscall.SIGKILL},
+	child, err := os.StartProcess("/proc/self/fd/3", []string{"croft-netns"}, &os.ProcAttr{
+		Env:   []string{},
+		Files: []*os.File{nil, nil, nil, program},
+		Sys:   &syscall.SysProcAttr{Ptrace: true, Pdeathsig: syscall.SIGKILL},
 	})
 	if err != nil {
-		return h, err
+		goruntime.UnlockOSThread()
+		return nil, err
 	}
-	// It stops before its first instruction, and then where it has done its work.
-	err = h.stopped()
-	if err == nil {
-		err = unix.PtraceCont(h.Pid, 0)
+	h := &holder{Process: child}
+	if err := h.enter(ids); err != nil {
+		h.end()
+		return nil, err
 	}
-	if err == nil {
-		err = h.stopped()
-	}
-	if err != nil {
-		_ = h.Kill()
-		_, _ = h.Wait()
-	}
-	return h, err
+	return h, nil
 }
 
-// stopped waits until the process stops by itself.
-func (h holder) stopped() error {
+// enter sees the program through. It stops when it was executed, in its user namespace, and in its network namespace;
+// what that shows belongs to the server's root only if its ids were there before.
+func (h *holder) enter(ids engine.IDRange) error {
+	if err := h.stopped(unix.SIGTRAP); err != nil {
+		return err
+	}
+	if err := h.goOn(); err != nil {
+		return err
+	}
+	shift := fmt.Appendf(nil, "0 %d %d", ids.Base, ids.Size)
+	for _, name := range []string{"uid_map", "gid_map"} {
+		if err := os.WriteFile(fmt.Sprintf("/proc/%d/%s", h.Pid, name), shift, 0); err != nil {
+			return err
+		}
+	}
+	return h.goOn()
+}
+
+// goOn lets the process go on until it stops by itself.
+func (h *holder) goOn() error {
+	if err := unix.PtraceCont(h.Pid, 0); err != nil {
+		return err
+	}
+	return h.stopped(unix.SIGSTOP)
+}
+
+// stopped waits until a signal stops the process.
+func (h *holder) stopped(by unix.Signal) error {
 	for {
 		var ws unix.WaitStatus
 		_, err := unix.Wait4(h.Pid, &ws, unix.WALL, nil)
 		switch {
 		case errors.Is(err, unix.EINTR):
+			continue
 		case err != nil:
 			return err
-		case ws.Exited():
-			return unix.Errno(ws.ExitStatus())
-		case ws.Stopped() && ws.StopSignal() == unix.SIGTRAP:
+		case ws.Stopped() && ws.StopSignal() == by:
 			return nil
-		default:
-			return fmt.Errorf("the process ended or stopped unasked (wait status %#x)", uint32(ws))
 		}
+		h.ended = !ws.Stopped()
+		if ws.Exited() && ws.ExitStatus() != 0 {
+			return unix.Errno(ws.ExitStatus())
+		}
+		return fmt.Errorf("the process that makes it did not stop as it should (wait status %#x)", uint32(ws))
 	}
 }
 
 // end ends the process; what is bound of its namespaces stays.
-func (h holder) end() {
-	_ = h.Kill()
-	_, _ = h.Wait()
+func (h *holder) end() {
+	if h.ended {
+		_ = h.Release() // its id may be another's by now
+	} else {
+		_ = h.Kill()
+		_, _ = h.Wait()
+	}
 	goruntime.UnlockOSThread()
 }
 

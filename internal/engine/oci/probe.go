@@ -15,6 +15,7 @@ import (
 	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/engine"
 	"github.com/croftproject/croft/internal/idmap"
+	"github.com/croftproject/croft/internal/memfile"
 )
 
 // probeIDs is the range that the probe's guest runs with; nothing of it stays.
@@ -37,6 +38,12 @@ func (e *Engine) Probe(ctx context.Context) engine.Report {
 	if report.Version, err = e.version(ctx); err != nil {
 		report.Reason = err.Error()
 		return report
+	}
+	for _, carried := range []*memfile.Kept{&holderProgram, &takerProgram} {
+		if _, err := carried.File(); err != nil {
+			report.Reason = err.Error()
+			return report
+		}
 	}
 	e.sweep(ctx)
 	dir, err := os.MkdirTemp(e.runtimeParent(), probePrefix)

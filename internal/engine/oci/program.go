@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	goruntime "runtime"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,35 +28,58 @@ func exitProgram(code byte) ([]byte, error) {
 	return program(nil)
 }
 
-// namespacesProgram is a program that enters a user namespace and a network namespace of its own, and then stops with
-// SIGTRAP, for who traces it. Where the kernel refuses, it exits with the number of the error.
+// namespacesProgram is a program that enters a user namespace of its own and stops (SIGSTOP), for who traces it; when it
+// goes on, it enters a network namespace, which that user namespace owns, and stops again. Where the kernel refuses, it
+// exits with the number of the error.
 func namespacesProgram() ([]byte, error) {
-	const flags = unix.CLONE_NEWUSER | unix.CLONE_NEWNET
 	switch goruntime.GOARCH {
 	case "amd64":
-		return program([]byte{
-			0xbf, flags & 0xff, flags >> 8 & 0xff, flags >> 16 & 0xff, flags >> 24, // mov edi, flags
-			0xb8, 0x10, 0x01, 0, 0, // mov eax, SYS_unshare
-			0x0f, 0x05, // syscall
-			0x85, 0xc0, // test eax, eax
-			0x75, 0x01, // jne over the next
-			0xcc,       // int3
+		const size = 37 // of one of the two parts
+		enter := func(flag uint32, toEnd byte) []byte {
+			return []byte{
+				0xbf, byte(flag), byte(flag >> 8), byte(flag >> 16), byte(flag >> 24), // mov edi, flag
+				0xb8, 0x10, 0x01, 0, 0, // mov eax, SYS_unshare
+				0x0f, 0x05, // syscall
+				0x85, 0xc0, // test eax, eax
+				0x75, toEnd, // jne to the end
+				0xb8, 39, 0, 0, 0, // mov eax, SYS_getpid
+				0x0f, 0x05, // syscall
+				0x89, 0xc7, // mov edi, eax
+				0xbe, 19, 0, 0, 0, // mov esi, SIGSTOP
+				0xb8, 62, 0, 0, 0, // mov eax, SYS_kill
+				0x0f, 0x05, // syscall
+			}
+		}
+		const jump = 16 // where its jump ends
+		end := []byte{
 			0xf7, 0xd8, // neg eax
 			0x89, 0xc7, // mov edi, eax
 			0xb8, 60, 0, 0, 0, // mov eax, SYS_exit
 			0x0f, 0x05, // syscall
-		})
+		}
+		return program(slices.Concat(enter(unix.CLONE_NEWUSER, 2*size-jump), enter(unix.CLONE_NEWNET, size-jump), end))
 	case "arm64":
-		return program(words(
-			0xd2a00000|flags>>16<<5, // mov x0, flags
-			0xd2800c28,              // mov x8, SYS_unshare
-			0xd4000001,              // svc 0
-			0xb5000040,              // cbnz x0, over the next
-			0xd4200000,              // brk 0
-			0xcb0003e0,              // neg x0, x0
-			0xd2800ba8,              // mov x8, SYS_exit
-			0xd4000001,              // svc 0
-		))
+		const size = 9 // instructions
+		enter := func(flag, toEnd uint32) []byte {
+			return words(
+				0xd2a00000|flag>>16<<5, // mov x0, flag
+				0xd2800c28,             // mov x8, SYS_unshare
+				0xd4000001,             // svc 0
+				0xb5000000|toEnd<<5,    // cbnz x0, to the end
+				0xd2801588,             // mov x8, SYS_getpid
+				0xd4000001,             // svc 0
+				0xd2800261,             // mov x1, SIGSTOP
+				0xd2801028,             // mov x8, SYS_kill
+				0xd4000001,             // svc 0
+			)
+		}
+		const jump = 3 // where its jump is
+		end := words(
+			0xcb0003e0, // neg x0, x0
+			0xd2800ba8, // mov x8, SYS_exit
+			0xd4000001, // svc 0
+		)
+		return program(slices.Concat(enter(unix.CLONE_NEWUSER, 2*size-jump), enter(unix.CLONE_NEWNET, size-jump), end))
 	}
 	return program(nil)
 }
