@@ -20,7 +20,8 @@ type Host struct {
 	Memory    api.Bytes      `json:"memory"` // without huge pages
 	HugePages api.Bytes      `json:"hugePages,omitempty"`
 	Disk      api.Bytes      `json:"disk"`
-	CPUs      map[int]string `json:"cpus,omitempty"` // dedicated CPUs, and the servers that have them
+	Bandwidth api.BitRate    `json:"bandwidth,omitempty"` // committed on the uplink, to all tenants
+	CPUs      map[int]string `json:"cpus,omitempty"`      // dedicated CPUs, and the servers that have them
 }
 
 // MaxServers is how many servers a host takes at most: each has 65,536 user ids of its own, of the 4,294,967,296 there are,
@@ -34,7 +35,14 @@ type Room struct {
 	CPUs       []int         // the host's CPUs that can be dedicated
 	Reserve    api.Reserve
 	Overcommit api.Overcommit // percent
+	// Uplink is the rate that the host's uplink carries in each direction; zero: it is not known, and nothing is committed.
+	// Committable is how much of it may be, in percent.
+	Uplink      api.BitRate
+	Committable int
 }
+
+// Promisable is the rate that may be committed on the uplink.
+func (r Room) Promisable() api.BitRate { return times(r.Uplink, r.Committable) }
 
 // Ask is what a server is to be promised. The zero Ask is nothing.
 type Ask struct {
@@ -211,6 +219,8 @@ func quantity(resource string, n int64) string {
 		return api.MilliCPU(n).String()
 	case "memory", "huge-pages", "disk":
 		return api.Bytes(n).String()
+	case "bandwidth":
+		return api.BitRate(n).String()
 	}
 	return fmt.Sprint(n)
 }

@@ -17,6 +17,8 @@ type Usage struct {
 	api.Resources
 	Networks int `json:"networks"`
 	Images   int `json:"images"`
+	// Bandwidth is the sum of the networks' committed rates.
+	Bandwidth api.BitRate `json:"bandwidth,omitempty"`
 }
 
 // Change replaces one usage by another, or says everything that the quota is short of. What does not grow is never short.
@@ -29,6 +31,7 @@ func (t Tenant) Change(name string, q api.Quota, from, to Usage) (Tenant, []api.
 	next.Disk = amount(&short, "disk", name, t.Disk, from.Disk, to.Disk, q.Disk)
 	next.Networks = count(&short, "networks", name, t.Networks, from.Networks, to.Networks, q.Networks)
 	next.Images = count(&short, "images", name, t.Images, from.Images, to.Images, q.Images)
+	next.Bandwidth = amount(&short, "bandwidth", name, t.Bandwidth, from.Bandwidth, to.Bandwidth, q.Bandwidth)
 	if len(short) > 0 {
 		return t, short
 	}
