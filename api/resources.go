@@ -17,6 +17,15 @@ type NetworkSpec struct {
 	NAT     *bool    `json:"nat,omitempty" default:"true" doc:"Give servers a way out: their addresses are translated to the host's on the uplink. Without it they reach each other, and nothing else."`
 	MTU     int      `json:"mtu,omitempty" positive:"true" default:"1500" minimum:"576" maximum:"9216"`
 	DNS     DNS      `json:"dns,omitzero"`
+	// Bandwidth holds on the uplink of each host that has a server in the network.
+	Bandwidth Bandwidth `json:"bandwidth,omitzero" doc:"What the network's traffic gets of the uplink of each host that it has a server on."`
+}
+
+// Bandwidth is a bandwidth profile (MEF 10.3). It holds in each direction by itself.
+type Bandwidth struct {
+	Committed BitRate `json:"committed,omitempty" positive:"true" doc:"Rate that is had whatever others ask for (CIR); what admission counts. Default: none."`
+	Peak      BitRate `json:"peak,omitempty" positive:"true" doc:"Rate that is never exceeded (CIR and EIR together). Default: what the uplink carries."`
+	Burst     Bytes   `json:"burst,omitempty" positive:"true" doc:"Bytes that may pass at once (CBS), 64KiB to 1GiB. Default: what passes in 2 ms, and at least 64KiB."`
 }
 
 // Subnet is an IP prefix of a network. The gateway is the router's address in it.
@@ -72,6 +81,8 @@ type HostSpec struct {
 	Reserve       Reserve    `json:"reserve,omitzero" doc:"What guests can't have."`
 	Overcommit    Overcommit `json:"overcommit,omitzero"`
 	Uplink        string     `json:"uplink,omitempty" doc:"Device that leads out. Default: the one with the default route."`
+	UplinkRate    BitRate    `json:"uplinkRate,omitempty" positive:"true" doc:"Rate that the uplink carries in each direction. Default: what the device tells; of one that tells none, no rate can be committed."`
+	Committable   int        `json:"committable,omitempty" positive:"true" default:"90" minimum:"1" maximum:"95" doc:"Percent of the uplink's rate that may be committed; the rest is kept for the host's own traffic."`
 }
 
 // Reserve is kept for the host itself. Each is more than 0 and less than the host has; 1m and 1B are as good as nothing.
@@ -96,10 +107,19 @@ type HostStatus struct {
 	Capacity    Resources      `json:"capacity" doc:"What the machine has."`
 	Allocatable Resources      `json:"allocatable" doc:"What may be promised: capacity less reserve, times overcommit."`
 	Allocated   Resources      `json:"allocated" doc:"What is promised."`
+	Uplink      UplinkStatus   `json:"uplink,omitzero"`
 	Engines     []EngineStatus `json:"engines"`
 	Seen        time.Time      `json:"seen"`
 	Booted      time.Time      `json:"booted"`
 	Conditions  []Condition    `json:"conditions,omitempty"`
+}
+
+// UplinkStatus is the device that leads out of a host, and what is promised of it. Rates hold in each direction by itself.
+type UplinkStatus struct {
+	Device      string  `json:"device,omitempty"`
+	Rate        BitRate `json:"rate,omitempty" doc:"What it carries, as declared or as the device tells; none: not known."`
+	Committable BitRate `json:"committable,omitempty" doc:"What may be committed."`
+	Committed   BitRate `json:"committed,omitempty" doc:"What is committed."`
 }
 
 // EngineStatus is what the probe of an engine found on a host.
@@ -148,6 +168,8 @@ type TenantSpec struct {
 	Parent string         `json:"parent,omitempty" doc:"Tenant whose quota this one's use counts against too."`
 	Quota  Quota          `json:"quota,omitzero"`
 	Grants []AllowedGrant `json:"grants,omitempty" doc:"Grants that the tenant's servers may ask for."`
+	// Bandwidth holds on the uplink of each host that has a server of the tenant.
+	Bandwidth Bandwidth `json:"bandwidth,omitzero" doc:"What all the tenant's networks together get of the uplink of each host that it has a server on."`
 }
 
 // Quota limits what a tenant may have; a field left out is no limit.
@@ -158,6 +180,8 @@ type Quota struct {
 	Disk     *Bytes    `json:"disk,omitempty"`
 	Networks *int      `json:"networks,omitempty" minimum:"0"`
 	Images   *int      `json:"images,omitempty" minimum:"0"`
+	// Bandwidth is what the tenant may promise its networks.
+	Bandwidth *BitRate `json:"bandwidth,omitempty" doc:"Sum of the committed rates of networks."`
 }
 
 // AllowedGrant permits servers of a tenant to ask for grants of a kind.
@@ -167,9 +191,10 @@ type AllowedGrant struct {
 }
 
 type TenantStatus struct {
-	Used     Resources `json:"used"`
-	Networks int       `json:"networks"`
-	Images   int       `json:"images"`
+	Used      Resources `json:"used"`
+	Networks  int       `json:"networks"`
+	Images    int       `json:"images"`
+	Bandwidth BitRate   `json:"bandwidth,omitempty" doc:"Sum of the committed rates of networks."`
 }
 
 // Event tells what happened to a resource, and why.

@@ -95,6 +95,26 @@ func (c *Control) SetHostDisk(ctx context.Context, disk api.Bytes) error {
 	return nil
 }
 
+// SetHostUplink brings up to date what the uplink of this daemon's host carries by what its device tells; zero: it tells
+// nothing. What is promised stays.
+func (c *Control) SetHostUplink(ctx context.Context, rate api.BitRate) error {
+	_, err := c.write(ctx, func(d *draft) error {
+		r, ok := d.ix.hosts[c.ownHost()]
+		if !ok || r.v.UplinkRate == rate {
+			return nil
+		}
+		d.Frees = true // on a disk that is nearly full, too
+		next := *r.v
+		next.UplinkRate = rate
+		d.put(state.Hosts+r.v.Meta.ID, &next)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("update host: %w", err)
+	}
+	return nil
+}
+
 // identify finds the id of a machine, or gives it one, which it keeps from then on.
 func (c *Control) identify(m *Machine) (string, error) {
 	c.ix.mu.RLock()
@@ -153,6 +173,9 @@ func (c *Control) ownHost() string {
 	return ""
 }
 
+// committable is how much of an uplink may be committed unless the host's spec says it, in percent.
+const committable = 90
+
 func fillHost(s *api.HostSpec) {
 	either(&s.Reserve.CPU, 100)
 	either(&s.Reserve.Memory, 512*api.MiB)
@@ -160,6 +183,7 @@ func fillHost(s *api.HostSpec) {
 	either(&s.Overcommit.CPU, 100)
 	either(&s.Overcommit.Memory, 100)
 	either(&s.Overcommit.Disk, 200)
+	either(&s.Committable, committable)
 }
 
 func (c hosts) Create(context.Context, httpapi.Caller, string, httpapi.Create[api.HostSpec]) (*api.Host, error) {
@@ -233,6 +257,8 @@ func checkHost(h, old *state.Host, name string) error {
 	between(&f, "/spec/overcommit/cpu", h.Spec.Overcommit.CPU, 1, 10000)
 	between(&f, "/spec/overcommit/memory", h.Spec.Overcommit.Memory, 1, 1000)
 	between(&f, "/spec/overcommit/disk", h.Spec.Overcommit.Disk, 1, 10000)
+	between(&f, "/spec/committable", h.Spec.Committable, 1, 95)
+	checkRate(&f, "/spec/uplinkRate", h.Spec.UplinkRate)
 	if len(h.Spec.Uplink) > 15 || !printable(h.Spec.Uplink) || slices.Contains([]string{".", ".."}, h.Spec.Uplink) {
 		f.add("/spec/uplink", "%s is no network device", quote(h.Spec.Uplink))
 	}
@@ -262,6 +288,9 @@ func overPromised(h *state.Host, l ledger.Host) []api.Shortage {
 	}
 	if have.Disk > all.Disk {
 		over = append(over, ledger.Short("disk", h.Meta.Name, have.Disk, all.Disk))
+	}
+	if most := room(h).Promisable(); l.Bandwidth > most {
+		over = append(over, ledger.Short("bandwidth", uplinkOf(h), l.Bandwidth, most))
 	}
 	return over
 }

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"log/slog"
@@ -45,6 +46,7 @@ type index struct {
 	tenantLedgers  map[string]rec[ledger.Tenant]
 	networkLedgers map[string]rec[ledger.Network]
 	imageLedgers   map[string]rec[state.ImageUse]
+	uplinkLedgers  map[string]rec[ledger.Uplink] // by host and tenant: HOST/TENANT
 
 	tables map[kind]*table
 	takers []taker
@@ -62,6 +64,7 @@ func newIndex(log *slog.Logger) *index {
 		take(state.Images, kindImage, &ix.images), take(state.ImageLedger, kindImage, &ix.imageLedgers),
 		take(state.Tenants, kindTenant, &ix.tenants), take(state.TenantLedger, kindTenant, &ix.tenantLedgers),
 		take(state.Hosts, kindHost, &ix.hosts), take(state.HostStatus, kindHost, &ix.hostStatuses), take(state.HostLedger, kindHost, &ix.hostLedgers),
+		take(state.UplinkLedger, kindHost, &ix.uplinkLedgers),
 		take(state.Jobs, kindJob, &ix.jobs), take(state.Events, kindEvent, &ix.events),
 	}
 	return ix
@@ -229,7 +232,7 @@ func (ix *index) join(k kind, id string) *entry {
 	case kindTenant:
 		if r, ok := ix.tenants[id]; ok {
 			used := or(ix.tenantLedgers[id])
-			t := api.Tenant{Meta: r.v.Meta, Spec: r.v.Spec, Status: api.TenantStatus{Used: used.Resources, Networks: used.Networks, Images: used.Images}}
+			t := api.Tenant{Meta: r.v.Meta, Spec: r.v.Spec, Status: api.TenantStatus{Used: used.Resources, Networks: used.Networks, Images: used.Images, Bandwidth: used.Bandwidth}}
 			t.Revision = r.rev
 			return &entry{meta: &t.Meta, obj: &t}
 		}
@@ -270,6 +273,8 @@ func (ix *index) joinHost(id string, r rec[state.Host]) *api.Host {
 	h.Status.Capacity = r.v.Capacity
 	h.Status.Allocatable = room(r.v).Allocatable()
 	h.Status.Allocated = or(ix.hostLedgers[id]).Allocated()
+	up := &h.Status.Uplink
+	up.Rate, up.Committable, up.Committed = room(r.v).Uplink, room(r.v).Promisable(), or(ix.hostLedgers[id]).Bandwidth
 	return h
 }
 
@@ -277,5 +282,6 @@ func (ix *index) joinHost(id string, r rec[state.Host]) *api.Host {
 func room(h *state.Host) ledger.Room {
 	return ledger.Room{
 		Name: h.Meta.Name, Capacity: h.Capacity, CPUs: h.CPUs, Reserve: h.Spec.Reserve, Overcommit: h.Spec.Overcommit,
+		Uplink: cmp.Or(h.Spec.UplinkRate, h.UplinkRate), Committable: cmp.Or(h.Spec.Committable, committable),
 	}
 }

@@ -48,7 +48,7 @@ func (c networks) Create(ctx context.Context, who httpapi.Caller, tenant string,
 			if err := c.composeNetwork(d.ix, n, nil); err != nil {
 				return err
 			}
-			short, err := d.charge(tenant, ledger.Usage{}, ledger.Usage{Networks: 1})
+			short, err := d.charge(tenant, ledger.Usage{}, usageOfNetwork(&n.Spec))
 			if err != nil {
 				return err
 			}
@@ -66,6 +66,11 @@ func (c networks) Create(ctx context.Context, who httpapi.Caller, tenant string,
 		answer.Revision = revision
 		return &answer, err
 	})
+}
+
+// usageOfNetwork is what a network counts for against quotas.
+func usageOfNetwork(s *api.NetworkSpec) ledger.Usage {
+	return ledger.Usage{Networks: 1, Bandwidth: s.Bandwidth.Committed}
 }
 
 func cloneNetwork(s api.NetworkSpec) api.NetworkSpec {
@@ -100,6 +105,10 @@ func (c *Control) composeNetwork(ix *index, n, old *state.Network) error {
 	}
 	if len(s.DNS.Forwarders) > 8 {
 		f.add("/spec/dns/forwarders", "has %d resolvers, and may have 8", len(s.DNS.Forwarders))
+	}
+	checkBandwidth(&f, "/spec/bandwidth", s.Bandwidth)
+	if !*s.NAT && s.Bandwidth != (api.Bandwidth{}) {
+		f.add("/spec/bandwidth", "is of the way out, which a network without nat has none of")
 	}
 	if len(s.Subnets) > 1 {
 		f.add("/spec/subnets", "has %d subnets; a network has one IPv4 subnet today", len(s.Subnets))
@@ -214,6 +223,11 @@ func (c networks) Update(ctx context.Context, who httpapi.Caller, tenant, name s
 		if same(next, old) {
 			return nil
 		}
+		if next.Spec.Bandwidth.Committed != old.Spec.Bandwidth.Committed {
+			if err := d.recommitNetwork(next, old); err != nil {
+				return err
+			}
+		}
 		d.put(state.Networks+id, next)
 		if renamed || moved {
 			d.check(state.NetworkLedger + id)
@@ -249,7 +263,7 @@ func (c networks) Delete(ctx context.Context, who httpapi.Caller, tenant, name s
 		if ports := or(d.ix.networkLedgers[id]).Ports; ports > 0 {
 			return api.Errorf(api.CodeInUse, "network %s has %d ports; delete their servers first", last.Name, ports)
 		}
-		if _, err := d.charge(tenant, ledger.Usage{Networks: 1}, ledger.Usage{}); err != nil {
+		if _, err := d.charge(tenant, usageOfNetwork(&d.ix.networks[id].v.Spec), ledger.Usage{}); err != nil {
 			return err
 		}
 		d.Frees = true

@@ -70,6 +70,12 @@ func TestNetworks(t *testing.T) {
 		"IPv6 link-local": {forwarder("fe80::1"), "/spec/dns/forwarders/0"},
 		"unspecified":     {forwarder("0.0.0.0"), "/spec/dns/forwarders/0"},
 		"to many":         {forwarder("224.0.0.251"), "/spec/dns/forwarders/0"},
+		"above its peak":  {api.NetworkSpec{Bandwidth: api.Bandwidth{Committed: 2, Peak: 1}}, "/spec/bandwidth/committed"},
+		"committed rate":  {api.NetworkSpec{Bandwidth: api.Bandwidth{Committed: mostRate + 1}}, "/spec/bandwidth/committed"},
+		"peak rate":       {api.NetworkSpec{Bandwidth: api.Bandwidth{Peak: -1}}, "/spec/bandwidth/peak"},
+		"burst":           {api.NetworkSpec{Bandwidth: api.Bandwidth{Burst: 1}}, "/spec/bandwidth/burst"},
+		"peak, no nat":    {api.NetworkSpec{NAT: new(bool), Bandwidth: api.Bandwidth{Peak: 1}}, "/spec/bandwidth"},
+		"rate, no nat":    {api.NetworkSpec{NAT: new(bool), Bandwidth: api.Bandwidth{Committed: 1}}, "/spec/bandwidth"},
 	} {
 		_, err := create("bad", tc.spec)
 		if api.CodeOf(err) != api.CodeInvalid {
@@ -175,6 +181,10 @@ func TestQuotas(t *testing.T) {
 		{httpapi.Create[api.TenantSpec]{Name: "x", Spec: api.TenantSpec{Parent: "nobody"}}, "/spec/parent"},
 		{httpapi.Create[api.TenantSpec]{Name: "X"}, "/name"},
 		{httpapi.Create[api.TenantSpec]{Name: "x", Spec: api.TenantSpec{Quota: api.Quota{Servers: negative()}}}, "/spec/quota/servers"},
+		{httpapi.Create[api.TenantSpec]{Name: "x", Spec: api.TenantSpec{Quota: api.Quota{Bandwidth: negativeRate()}}}, "/spec/quota/bandwidth"},
+		{httpapi.Create[api.TenantSpec]{Name: "x", Spec: api.TenantSpec{Bandwidth: api.Bandwidth{Committed: 2, Peak: 1}}}, "/spec/bandwidth/committed"},
+		{httpapi.Create[api.TenantSpec]{Name: "x", Spec: api.TenantSpec{Bandwidth: api.Bandwidth{Peak: mostRate + 1}}}, "/spec/bandwidth/peak"},
+		{httpapi.Create[api.TenantSpec]{Name: "x", Spec: api.TenantSpec{Bandwidth: api.Bandwidth{Burst: 2 * api.GiB}}}, "/spec/bandwidth/burst"},
 		{httpapi.Create[api.TenantSpec]{Name: "x", Spec: api.TenantSpec{Grants: []api.AllowedGrant{{Kind: "all"}}}}, "/spec/grants/0/kind"},
 		{httpapi.Create[api.TenantSpec]{Name: "x", Spec: api.TenantSpec{Grants: []api.AllowedGrant{{Kind: api.GrantDirectory}}}}, "/spec/grants/0/source"},
 	} {
@@ -213,6 +223,8 @@ func TestQuotas(t *testing.T) {
 }
 
 func negative() *int { n := -1; return &n }
+
+func negativeRate() *api.BitRate { r := api.BitRate(-1); return &r }
 
 func TestImages(t *testing.T) {
 	w := newWorld(t)
@@ -484,6 +496,8 @@ func TestHosts(t *testing.T) {
 		"/spec/reserve/cpu":       {Reserve: api.Reserve{CPU: bigger.Capacity.CPU + 1}},
 		"/spec/reserve/disk":      {Reserve: api.Reserve{Disk: -1}},
 		"/spec/uplink":            {Uplink: "a-device-with-a-long-name"},
+		"/spec/committable":       {Committable: 96},
+		"/spec/uplinkRate":        {UplinkRate: mostRate + 1},
 	} {
 		problem(t, update(spec), api.CodeInvalid, pointer)
 	}

@@ -207,6 +207,13 @@ func (c *Control) Gone(ctx context.Context, id string) error {
 			return err
 		}
 		host, _, _ := or(d.ix.hostLedgers[s.HostID]).Change(ledger.Room{}, ask(s), ledger.Ask{})
+		if h, ok := d.ix.hosts[s.HostID]; ok {
+			up, err := d.uplinkOfServer(h.v, &state.Server{Meta: s.Meta, HostID: s.HostID}, s.Ports)
+			if err != nil {
+				return err
+			}
+			host, _ = up.commit(d, host)
+		}
 		d.put(state.HostLedger+s.HostID, host)
 		none := &state.Server{}
 		if err := d.addresses(none, s); err != nil {

@@ -195,6 +195,11 @@ func (c *Control) place(d *draft, s *state.Server) error {
 		engine, candidate.Refusal = c.fitness(d.ix, h, &s.Spec)
 		if e := c.engine(engine); e != nil {
 			candidate.Ask = askOf(s.Meta.ID, &s.Spec, e.Overhead(&s.Spec))
+			up, err := d.uplinkOfServer(h, s, nil)
+			if err != nil {
+				return err
+			}
+			_, candidate.Short = candidate.Ledger.Commit(candidate.Room, up.lines, up.from, up.to)
 		}
 		candidates, ids, engines = append(candidates, candidate), append(ids, id), append(engines, engine)
 	}
@@ -203,7 +208,7 @@ func (c *Control) place(d *draft, s *state.Server) error {
 		return noRoom(&s.Spec, reasons)
 	}
 	s.HostID, s.Host, s.Engine = ids[i], candidates[i].Name, engines[i]
-	return c.promise(d, s, ledger.Ask{}, candidates[i].Ask)
+	return c.promise(d, s, nil, ledger.Ask{}, candidates[i].Ask)
 }
 
 // fitness chooses the engine of a server on a host, or tells why the host can't take it.
@@ -287,16 +292,23 @@ func (c *Control) resize(d *draft, s, old *state.Server) error {
 	}
 	to := askOf(s.Meta.ID, &s.Spec, e.Overhead(&s.Spec))
 	to.Held = old.CPUs
-	return c.promise(d, s, ask(old), to)
+	return c.promise(d, s, old.Ports, ask(old), to)
 }
 
-// promise changes the host's ledger, and notes in the record what is promised.
-func (c *Control) promise(d *draft, s *state.Server, from, to ledger.Ask) error {
+// promise changes the host's ledger, and notes in the record what is promised. was are the ports that the server had.
+func (c *Control) promise(d *draft, s *state.Server, was []state.Port, from, to ledger.Ask) error {
 	h, ok := d.ix.hosts[s.HostID]
 	if !ok {
 		return api.Errorf(api.CodeUnavailable, "host %s is gone", s.Host)
 	}
 	next, cpus, short := or(d.ix.hostLedgers[s.HostID]).Change(room(h.v), from, to)
+	if len(short) == 0 {
+		up, err := d.uplinkOfServer(h.v, s, was)
+		if err != nil {
+			return err
+		}
+		next, short = up.commit(d, next)
+	}
 	if len(short) > 0 {
 		p := api.Errorf(api.CodeCapacity, "host %s has no room: %s", s.Host, describe(short))
 		p.Short = short

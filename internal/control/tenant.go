@@ -104,6 +104,8 @@ func checkTenant(ix *index, t *state.Tenant) error {
 	limit(&f, "/spec/quota/disk", q.Disk)
 	limit(&f, "/spec/quota/networks", q.Networks)
 	limit(&f, "/spec/quota/images", q.Images)
+	limit(&f, "/spec/quota/bandwidth", q.Bandwidth)
+	checkBandwidth(&f, "/spec/bandwidth", t.Spec.Bandwidth)
 	for i, a := range t.Spec.Grants {
 		at := fmt.Sprintf("/spec/grants/%d", i)
 		switch a.Kind {
@@ -161,6 +163,11 @@ func (c tenants) Update(ctx context.Context, who httpapi.Caller, _, name string,
 		}
 		if same(&next, old) {
 			return nil
+		}
+		if next.Spec.Bandwidth != old.Spec.Bandwidth {
+			if err := d.recommitTenant(&next); err != nil {
+				return err
+			}
 		}
 		d.put(state.Tenants+id, &next)
 		c.event(d, who, kindTenant, &next.Meta, "Updated", "")

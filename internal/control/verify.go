@@ -80,6 +80,7 @@ type counted struct {
 	tenants  map[string]ledger.Tenant
 	networks map[string]ledger.Network
 	images   map[string]state.ImageUse
+	uplinks  map[string]ledger.Uplink
 	problems []string
 }
 
@@ -87,12 +88,13 @@ func checkLedgers(ix *index) []string {
 	n := &counted{
 		hosts: map[string]ledger.Host{}, tenants: map[string]ledger.Tenant{},
 		networks: map[string]ledger.Network{}, images: map[string]state.ImageUse{},
+		uplinks: map[string]ledger.Uplink{},
 	}
 	for _, id := range slices.Sorted(maps.Keys(ix.servers)) {
 		n.server(ix, ix.servers[id].v)
 	}
 	for _, r := range ix.networks {
-		n.charge(ix, r.v.Meta.Tenant, ledger.Usage{Networks: 1})
+		n.charge(ix, r.v.Meta.Tenant, usageOfNetwork(&r.v.Spec))
 	}
 	for _, r := range ix.images {
 		n.charge(ix, r.v.Meta.Tenant, ledger.Usage{Images: 1})
@@ -104,7 +106,14 @@ func checkLedgers(ix *index) []string {
 			n.tenants[e.meta.ID] = l
 		}
 	}
+	for key, u := range n.uplinks {
+		host, _, _ := strings.Cut(key, "/")
+		l := n.hosts[host]
+		l.Bandwidth += u.Need()
+		n.hosts[host] = l
+	}
 	out := n.problems
+	out = append(out, differ("uplink", ix.uplinkLedgers, n.uplinks)...)
 	out = append(out, differ("host", ix.hostLedgers, n.hosts)...)
 	out = append(out, differ("tenant", ix.tenantLedgers, n.tenants)...)
 	out = append(out, differ("network", ix.networkLedgers, n.networks)...)
@@ -138,6 +147,12 @@ func (n *counted) server(ix *index, s *state.Server) {
 			continue
 		}
 		n.networks[p.NetworkID] = next
+		if e := ix.tables[kindTenant].named("", s.Meta.Tenant); e != nil {
+			at, of := s.HostID+"/"+e.meta.ID, ix.tenants[e.meta.ID].v.Spec.Bandwidth
+			n.uplinks[at] = n.uplinks[at].Attach(ledger.Commitment{
+				Network: p.NetworkID, OfTenant: of.Committed, TenantPeak: of.Peak, OfNetwork: r.v.Spec.Bandwidth.Committed,
+			})
+		}
 	}
 	for _, id := range []string{s.ImageID, s.CDROMID} {
 		if id != "" {

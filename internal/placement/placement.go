@@ -15,7 +15,8 @@ type Candidate struct {
 	Name   string
 	Room   ledger.Room
 	Ledger ledger.Host
-	Ask    ledger.Ask // depends on the host: engines differ in overhead
+	Ask    ledger.Ask     // depends on the host: engines differ in overhead
+	Short  []api.Shortage // what else it has too little of
 	Refusal
 }
 
@@ -44,6 +45,7 @@ func Choose(candidates []Candidate) (int, []Reason) {
 			continue
 		}
 		after, _, short := c.Ledger.Change(c.Room, ledger.Ask{}, c.Ask)
+		short = append(short, c.Short...)
 		if len(short) > 0 {
 			reasons = append(reasons, Reason{Host: c.Name, Short: short})
 			continue

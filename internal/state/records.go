@@ -48,6 +48,8 @@ type Host struct {
 	Spec     api.HostSpec  `json:"spec"`     // defaulted and valid
 	Capacity api.Resources `json:"capacity"` // as the daemon found it when it started
 	CPUs     []int         `json:"cpus"`     // that can be dedicated
+	// UplinkRate is what the uplink carries by what its device tells; zero: it tells nothing.
+	UplinkRate api.BitRate `json:"uplinkRate,omitempty"`
 }
 
 // Job is the control plane's record of a job. HostID is the host that does it.

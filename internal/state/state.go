@@ -13,6 +13,7 @@
 //	ledger/tenant/<id>            what is promised to a tenant
 //	ledger/network/<id>           which addresses are held
 //	ledger/image/<id>             how many servers use it
+//	ledger/uplink/<host>/<tenant> what is committed to a tenant on a host's uplink, by ids; none while that has no port there
 //	event/<id>                    api.Event, expiring
 //	idempotency/<tenant id>/<key> what an Idempotency-Key was answered with, expiring
 package state
@@ -39,6 +40,7 @@ const (
 	HostLedger    = "ledger/host/"
 	TenantLedger  = "ledger/tenant/"
 	NetworkLedger = "ledger/network/"
+	UplinkLedger  = "ledger/uplink/"
 	Events        = "event/"
 	Idempotency   = "idempotency/"
 )
@@ -115,6 +117,9 @@ func JoinServer(s *Server, st *Status, revision int64) api.Server {
 	}
 	return out
 }
+
+// UplinkKey is the key of what is committed to a tenant on a host's uplink.
+func UplinkKey(hostID, tenantID string) string { return UplinkLedger + hostID + "/" + tenantID }
 
 // NameKey is the key that holds the id of a named resource. Tenant is empty for hosts and tenants.
 func NameKey(kind, tenant, name string) string { return Names + kind + "/" + tenant + "/" + name }
