@@ -186,6 +186,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { a.status.run(ctx) })
 	wg.Go(func() { a.watchNetworks(ctx) })
+	wg.Go(func() { a.watchTenants(ctx) })
 	wg.Go(func() { a.watchServers(ctx, left) })
 	wg.Go(func() {
 		select {
@@ -195,6 +196,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		var loops sync.WaitGroup
 		loops.Go(func() { a.nets.loop.Run(ctx) })
 		loops.Go(func() { a.nets.reports.Run(ctx) })
+		loops.Go(func() { a.nets.shares.loop.Run(ctx) })
 		a.loop.Run(ctx)
 		loops.Wait()
 	})

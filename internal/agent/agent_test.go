@@ -47,6 +47,7 @@ type host struct {
 	noNet   error // of each Set of a network
 	sets    int   // calls for it
 	uplink  string
+	divided chan hostnet.Shares // each division of the uplink; nil: nobody looks
 
 	overhead   api.Bytes // of the engine, now
 	readmitted int       // calls for it
@@ -345,10 +346,19 @@ func (n memNet) Set(_ context.Context, c hostnet.Network) error {
 	}
 	return n.h.noNet
 }
-func (n memNet) Uplink() (string, error) {
+func (n memNet) SetShares(_ context.Context, s hostnet.Shares) error {
+	n.h.mu.Lock()
+	to := n.h.divided
+	n.h.mu.Unlock()
+	if to != nil {
+		to <- s
+	}
+	return nil
+}
+func (n memNet) Uplink() (hostnet.Uplink, error) {
 	n.h.mu.Lock()
 	defer n.h.mu.Unlock()
-	return n.h.uplink, nil
+	return hostnet.Uplink{Device: n.h.uplink}, nil
 }
 func (n memNet) Remove(_ context.Context, id string) error {
 	n.h.mu.Lock()

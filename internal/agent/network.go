@@ -29,6 +29,7 @@ type networks struct {
 	seen     chan struct{} // closed once the first list of records was taken in
 	seenOnce func()
 	loop     *reconcile.Loop // of the networks that are on the host, by id
+	shares   *shares
 	reports  *reconcile.Loop // of their statuses
 }
 
@@ -53,6 +54,7 @@ func newNetworks(a *Agent) *networks {
 	n.loop = reconcile.New(n.reconcile, 8, func(id string, err error) {
 		a.Logger.Error("network needs another try", "network", id, "error", err)
 	})
+	n.shares = newShares(n)
 	n.reports = reconcile.New(n.report, 4, func(id string, err error) {
 		a.Logger.Error("report a network to the store", "network", id, "error", err)
 	})
@@ -85,6 +87,7 @@ func (n *networks) record(e store.Event) {
 	net.wanted++
 	n.mu.Unlock()
 	n.loop.Wake(id)
+	n.shares.wake()
 }
 
 // listed takes note of the networks that have no record any more.
@@ -258,10 +261,16 @@ func (n *networks) set(ctx context.Context, id string) error {
 	}
 	version, done := net.wanted, make(chan struct{})
 	net.setting, net.made = done, true
-	config := net.config(id)
+	config, first := net.config(id), net.applied == 0
 	n.mu.Unlock()
 
-	err := n.a.Net.Set(ctx, config)
+	var err error
+	if first { // its first packet is to find its part of the uplink
+		err = n.shares.set(ctx)
+	}
+	if err == nil {
+		err = n.a.Net.Set(ctx, config)
+	}
 
 	n.mu.Lock()
 	if err == nil {
@@ -385,6 +394,7 @@ func (n *networks) leave(ctx context.Context, id string) error {
 	close(done)
 	if err == nil {
 		n.stands(id, api.Condition{})
+		n.shares.wake()
 	}
 	return err
 }
@@ -415,6 +425,7 @@ func (a *Agent) SetNetworks() {
 		net.wanted++
 	}
 	n.mu.Unlock()
+	n.shares.again()
 	n.adopted()
 }
 

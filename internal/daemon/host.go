@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,7 +17,9 @@ import (
 	"github.com/croftproject/croft/internal/agent"
 	"github.com/croftproject/croft/internal/cgroup"
 	"github.com/croftproject/croft/internal/control"
+	"github.com/croftproject/croft/internal/hostnet"
 	"github.com/croftproject/croft/internal/httpapi"
+	"github.com/croftproject/croft/internal/ledger"
 	"github.com/croftproject/croft/internal/pool"
 	"github.com/croftproject/croft/internal/state"
 	"github.com/croftproject/croft/internal/store"
@@ -293,7 +296,24 @@ func ioLimits(mode cgroup.Mode, p pool.Info, now time.Time) api.Condition {
 	return c
 }
 
+// divide has the uplink divided by what it carries: as declared, or as its device tells.
+func (d *Daemon) divide(ctx context.Context) hostnet.Uplink {
+	up, err := d.net.Uplink()
+	if err == nil {
+		err = d.control.SetHostUplink(ctx, up.Rate)
+	}
+	if err != nil {
+		d.o.Logger.Error("look at the uplink; it is tried again", "error", err)
+		return up
+	}
+	spec := d.spec()
+	rate := cmp.Or(spec.UplinkRate, up.Rate)
+	d.agent.SetUplink(rate, rate-ledger.Room{Uplink: rate, Committable: spec.Committable}.Promisable())
+	return up
+}
+
 func (d *Daemon) report(ctx context.Context, st api.HostStatus) {
+	st.Uplink.Device = d.divide(ctx).Device
 	st.Conditions = append(slices.Clone(st.Conditions), d.followed.condition())
 	if info, err := d.pool.Info(ctx); err != nil {
 		d.o.Logger.Error("look at the pool", "error", err)
@@ -330,6 +350,7 @@ func (d *Daemon) followHost(ctx context.Context, st api.HostStatus) {
 				d.report(ctx, st)
 			case _, open = <-changes:
 				d.follow()
+				d.report(ctx, st)
 			}
 		}
 		stop()

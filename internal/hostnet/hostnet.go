@@ -6,6 +6,8 @@ import (
 	"context"
 	"net"
 	"net/netip"
+
+	"github.com/croftproject/croft/api"
 )
 
 // Host makes a host's networks. Methods may be called concurrently; calls for one network are serialized.
@@ -28,8 +30,21 @@ type Host interface {
 
 // Uplinker is a Host that can tell whether it has a way out.
 type Uplinker interface {
-	// Uplink names the device that traffic leaves through now; empty: there is none.
-	Uplink() (string, error)
+	// Uplink is the device that traffic leaves through now; the zero Uplink: there is none.
+	Uplink() (Uplink, error)
+}
+
+// Uplink is the device that traffic leaves a host through.
+type Uplink struct {
+	Device string
+	Rate   api.BitRate // what it carries in each direction, as the device tells; zero: it does not
+}
+
+// Divider is a Host that can divide its uplink.
+type Divider interface {
+	// SetShares divides the uplink as described, at once and while traffic flows: nothing is lost by the change itself. It
+	// can be called any number of times; what is right is left alone. Networks that are made later find their part there.
+	SetShares(ctx context.Context, s Shares) error
 }
 
 // Network is a network on this host: a bridge and a router in a network namespace of its own, so that the prefixes of

@@ -37,9 +37,9 @@ func guard(ports []hostnet.Port) table {
 		}
 	}
 	sets := []keys{
-		{"macs", []nftables.SetDatatype{nftables.TypeIFName, nftables.TypeEtherAddr}, macs},
-		{"ipv4", []nftables.SetDatatype{nftables.TypeIFName, nftables.TypeIPAddr}, v4},
-		{"ipv6", []nftables.SetDatatype{nftables.TypeIFName, nftables.TypeIP6Addr}, v6},
+		{Name: "macs", Key: []nftables.SetDatatype{nftables.TypeIFName, nftables.TypeEtherAddr}, Keys: macs},
+		{Name: "ipv4", Key: []nftables.SetDatatype{nftables.TypeIFName, nftables.TypeIPAddr}, Keys: v4},
+		{Name: "ipv6", Key: []nftables.SetDatatype{nftables.TypeIFName, nftables.TypeIP6Addr}, Keys: v6},
 	}
 	return table{Name: networkTable, Family: nftables.TableFamilyBridge, Sets: sets, Chains: []chain{
 		{"prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRef(-300), slices.Concat(

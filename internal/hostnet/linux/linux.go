@@ -72,6 +72,7 @@ type Host struct {
 	uplink  sync.Mutex     // guards what networks share in the host's namespace, legs' addresses and via too
 	via     string         // device that traffic leaves through; empty: that of the default route
 	servers [64]sync.Mutex // guard servers' namespaces, by hash of the server's id
+	divider divider
 
 	// fault, set by tests, is asked before each step; an error is as a crash there.
 	fault func(i int, s step) error

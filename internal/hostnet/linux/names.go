@@ -41,6 +41,11 @@ func isPortDevice(name string) bool { return len(name) == 14 && name[0] == 'p' }
 // legDevice is the name of a network's leg in the host's namespace.
 func legDevice(prefix, networkID string) string { return prefix + "-" + token(8, "leg", networkID) }
 
+// The devices that an uplink's traffic waits in, of each direction: in one bucket all that leaves by the uplink, in the
+// other all that came by it and goes to a network.
+func outBucket(prefix string) string { return prefix + "-out" }
+func inBucket(prefix string) string  { return prefix + "-in" }
+
 // hostTable is the name of the daemon's table in the host's namespace.
 func hostTable(prefix string) string { return "croft-" + prefix }
 

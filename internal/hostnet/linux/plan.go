@@ -209,12 +209,12 @@ func planTable(in place, want table, have []string) []step {
 			return ok
 		})
 		if len(del) > 0 {
-			change.Del = append(change.Del, keys{s.Name, s.Key, del})
+			change.Del = append(change.Del, keys{Name: s.Name, Key: s.Key, Keys: del})
 		}
 		if len(wanted) > 0 {
 			add := slices.Collect(maps.Values(wanted))
 			slices.SortFunc(add, bytes.Compare)
-			change.Add = append(change.Add, keys{s.Name, s.Key, add})
+			change.Add = append(change.Add, keys{Name: s.Name, Key: s.Key, Keys: add})
 		}
 	}
 	if len(want.Sets) == 0 || !slices.Equal(want.without().list(), rest) {

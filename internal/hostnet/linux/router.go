@@ -2,6 +2,7 @@ package linux
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,8 +14,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/croftproject/croft/api"
+	"github.com/croftproject/croft/internal/hostnet"
 )
 
 // routing makes a network's namespace a router between its subnets and its way out. Only the bridge speaks IPv6 there:
@@ -61,6 +67,8 @@ func (s makeLeg) do(_ context.Context, a *actor) error {
 	if err != nil {
 		return err
 	}
+	a.h.divider.mu.Lock() // before that of the uplink, always
+	defer a.h.divider.mu.Unlock()
 	a.h.uplink.Lock()
 	defer a.h.uplink.Unlock()
 	pair, err := a.h.freePair(a.n.id)
@@ -75,6 +83,9 @@ func (s makeLeg) do(_ context.Context, a *actor) error {
 	}
 	// Before it is up, so that it never has an IPv6 address.
 	if err := a.h.host.sysctl(noIPv6(s.Dev), forwarding(s.Dev)); err != nil {
+		return err
+	}
+	if err := a.h.divideLeg(s.Dev); err != nil {
 		return err
 	}
 	near, far := pair, netip.PrefixFrom(pair.Addr().Next(), 31)
@@ -172,11 +183,44 @@ func (h *Host) SetUplink(dev string) (changed bool, err error) {
 }
 
 // Uplink implements hostnet.Uplinker.
-func (h *Host) Uplink() (string, error) {
+func (h *Host) Uplink() (hostnet.Uplink, error) {
 	h.uplink.Lock()
-	defer h.uplink.Unlock()
 	up, err := h.uplinkOf()
-	return up.name, err
+	h.uplink.Unlock()
+	if err != nil || up.name == "" {
+		return hostnet.Uplink{}, err
+	}
+	rate, err := h.host.speed(up.name)
+	return hostnet.Uplink{Device: up.name, Rate: rate}, err
+}
+
+// speed is what a device says that it carries, in each direction; zero where it does not.
+func (s *site) speed(dev string) (rate api.BitRate, err error) {
+	err = s.run(func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		// struct ethtool_cmd of linux/ethtool.h: the two halves of the speed, in Mbit/s, are at 12 and at 28.
+		settings := [44]byte{}
+		binary.NativeEndian.PutUint32(settings[:], unix.ETHTOOL_GSET)
+		request := struct {
+			name [unix.IFNAMSIZ]byte
+			data *[44]byte
+			_    [16]byte
+		}{data: &settings}
+		copy(request.name[:unix.IFNAMSIZ-1], dev)
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request))); errno != 0 {
+			return nil // a device of a kind that has no speed
+		}
+		mbits := uint32(binary.NativeEndian.Uint16(settings[12:])) | uint32(binary.NativeEndian.Uint16(settings[28:]))<<16
+		if mbits != 1<<32-1 && mbits != 1<<16-1 { // SPEED_UNKNOWN
+			rate = api.BitRate(mbits) * 1e6
+		}
+		return nil
+	})
+	return rate, err
 }
 
 // uplinkOf finds the device that traffic leaves the host through; none is no error. The caller holds the lock of the uplink.
@@ -256,6 +300,9 @@ func (h *Host) removeShared() error {
 	h.shared.Lock()
 	defer h.shared.Unlock()
 	if left, err = h.List(context.Background()); err != nil || len(left) > 0 {
+		return err
+	}
+	if err := h.SetShares(context.Background(), hostnet.Shares{}); err != nil {
 		return err
 	}
 	h.uplink.Lock()

@@ -86,6 +86,22 @@ func (s *site) generation() (uint32, error) {
 	return 0, errors.New("nftables generation: the kernel told none")
 }
 
+// request sends a request of rtnetlink(7) that the library has no words for, and waits for the acknowledgement.
+func (s *site) request(kind, flags int, data ...nl.NetlinkRequestData) error {
+	sock, err := nl.GetNetlinkSocketAt(s.fd, netns.None(), unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer sock.Close()
+	req := nl.NewNetlinkRequest(kind, flags|unix.NLM_F_ACK)
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: sock}}
+	for _, d := range data {
+		req.AddData(d)
+	}
+	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
 // is tells whether a path is this namespace.
 func (s *site) is(path string) bool {
 	var st unix.Stat_t

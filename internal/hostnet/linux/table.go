@@ -37,11 +37,14 @@ type rule struct {
 	Exprs []expr.Any
 }
 
-// keys is a set of keys, each a concatenation of fields that are padded to four bytes.
+// keys is a set of keys, each a concatenation of fields that are padded to four bytes; or, where it has a Value, a map of
+// keys to values.
 type keys struct {
-	Name string
-	Key  []nftables.SetDatatype
-	Keys [][]byte
+	Name   string
+	Key    []nftables.SetDatatype
+	Keys   [][]byte
+	Value  nftables.SetDatatype
+	Values [][]byte
 }
 
 func (t table) family() nftables.TableFamily { return cmp.Or(t.Family, nftables.TableFamilyINet) }
@@ -65,6 +68,9 @@ func (s keys) list() []string {
 	out := make([]string, len(s.Keys))
 	for i, k := range s.Keys {
 		out[i] = s.line(k)
+		if len(s.Values) > 0 {
+			out[i] += " " + hex.EncodeToString(s.Values[i])
+		}
 	}
 	slices.Sort(out)
 	return append([]string{s.Name}, out...)
@@ -85,7 +91,7 @@ func (s keys) parse(line string) (key []byte, ok bool) {
 func (t table) without() table {
 	t.Sets = slices.Clone(t.Sets)
 	for i := range t.Sets {
-		t.Sets[i].Keys = nil
+		t.Sets[i].Keys, t.Sets[i].Values = nil, nil
 	}
 	return t
 }
@@ -132,17 +138,23 @@ func (s keys) add(c *nftables.Conn, t *nftables.Table, id uint32) error {
 }
 
 func (s keys) in(t *nftables.Table) *nftables.Set {
-	return &nftables.Set{Table: t, Name: s.Name, KeyType: nftables.MustConcatSetType(s.Key...), Concatenation: true}
+	return &nftables.Set{
+		Table: t, Name: s.Name, KeyType: nftables.MustConcatSetType(s.Key...), Concatenation: len(s.Key) > 1,
+		IsMap: s.Value.Name != "", DataType: s.Value,
+	}
 }
 
 // each calls f with the keys, as many at a time as a message holds.
 func (s keys) each(ns *nftables.Set, f func(*nftables.Set, []nftables.SetElement) error) error {
-	for some := range slices.Chunk(s.Keys, setChunk) {
-		elements := make([]nftables.SetElement, len(some))
-		for i, k := range some {
-			elements[i].Key = k
+	elements := make([]nftables.SetElement, len(s.Keys))
+	for i, k := range s.Keys {
+		elements[i].Key = k
+		if len(s.Values) > 0 {
+			elements[i].Val = s.Values[i]
 		}
-		if err := f(ns, elements); err != nil {
+	}
+	for some := range slices.Chunk(elements, setChunk) {
+		if err := f(ns, some); err != nil {
 			return err
 		}
 	}
@@ -296,6 +308,9 @@ func keyList(c *nftables.Conn, t *nftables.Table) (out []string, err error) {
 		back := keys{Name: s.Name}
 		for _, e := range elements {
 			back.Keys = append(back.Keys, e.Key)
+			if s.IsMap {
+				back.Values = append(back.Values, e.Val)
+			}
 		}
 		out = append(out, back.list()...)
 	}
