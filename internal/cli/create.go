@@ -52,6 +52,28 @@ func cpuFlag(f *pflag.FlagSet, to *api.MilliCPU, name, usage string) {
 	f.Var(&parsed[api.MilliCPU]{to: to, parse: api.ParseMilliCPU, kind: "cpus"}, name, usage)
 }
 
+// bandwidthFlags are those of a bandwidth profile.
+func bandwidthFlags(f *pflag.FlagSet, to *api.Bandwidth) {
+	f.Var(&parsed[api.BitRate]{to: &to.Committed, parse: api.ParseBitRate, kind: "rate"}, "committed", "rate that is had on the uplink whatever others ask for, as 20Mbit; in each direction")
+	f.Var(&parsed[api.BitRate]{to: &to.Peak, parse: api.ParseBitRate, kind: "rate"}, "peak", "rate that is never exceeded")
+	sizeFlag(f, &to.Burst, "burst", "bytes that may pass at once")
+}
+
+// bandwidth writes a profile for people.
+func bandwidth(b api.Bandwidth) string {
+	var parts []string
+	if b.Committed > 0 {
+		parts = append(parts, b.Committed.String()+" committed")
+	}
+	if b.Peak > 0 {
+		parts = append(parts, b.Peak.String()+" at most")
+	}
+	if b.Burst > 0 {
+		parts = append(parts, b.Burst.String()+" at once")
+	}
+	return strings.Join(parts, ", ")
+}
+
 // serverFlags are the flags of create that are no plain fields of the spec.
 type serverFlags struct {
 	spec                    api.ServerSpec

@@ -29,6 +29,7 @@ func (a *app) networkCommand() *cobra.Command {
 				p.put("Subnet", text)
 			}
 			p.put("NAT", yesNo(n.Spec.NAT == nil || *n.Spec.NAT))
+			p.put("Bandwidth", bandwidth(n.Spec.Bandwidth))
 			p.put("MTU", zeroDash(n.Spec.MTU))
 			p.put("Domain", n.Spec.DNS.Domain)
 			p.put("Servers", fmt.Sprint(n.Status.Ports))
@@ -67,7 +68,8 @@ func (k *kind[T, S]) createNetwork() *cobra.Command {
 	var noNAT bool
 	cmd := &cobra.Command{
 		Use: "create NAME", Short: "Create a network", Args: exactly("NAME"), ValidArgsFunction: cobra.NoFileCompletions,
-		Example: "  croft network create corp --subnet 10.7.0.0/24",
+		Example: "  croft network create corp --subnet 10.7.0.0/24\n" +
+			"  croft network create voice --committed 20Mbit --peak 50Mbit",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			for _, text := range prefixes {
 				prefix, err := netip.ParsePrefix(text)
@@ -97,6 +99,7 @@ func (k *kind[T, S]) createNetwork() *cobra.Command {
 	cmd.Flags().StringArrayVar(&prefixes, "subnet", nil, "prefix, as 10.7.0.0/24 (default: a free one)")
 	cmd.Flags().BoolVar(&noNAT, "no-nat", false, "no way out: its servers reach each other, and nothing else")
 	cmd.Flags().IntVar(&spec.MTU, "mtu", 0, "MTU (default 1500)")
+	bandwidthFlags(cmd.Flags(), &spec.Bandwidth)
 	cmd.Flags().StringVar(&spec.DNS.Domain, "domain", "", "domain of the servers' names (default NETWORK.TENANT.internal)")
 	cmd.Flags().StringArrayVarP(&labelled, "label", "l", nil, "label, key=value; repeatable")
 	return cmd
@@ -151,6 +154,7 @@ func showHost(st style, p *pairs, h *api.Host) {
 		p.put("Huge pages", fmt.Sprintf("%s of %s promised", s.Allocated.HugePages.Approx(), pages.Approx()))
 	}
 	p.put("Disk", fmt.Sprintf("%s of %s promised, machine has %s", s.Allocated.Disk.Approx(), s.Allocatable.Disk.Approx(), s.Capacity.Disk.Approx()))
+	p.put("Uplink", uplink(s.Uplink))
 	for _, e := range s.Engines {
 		text := st.paint(green, "available")
 		if !e.Available {
@@ -177,6 +181,16 @@ func showHost(st style, p *pairs, h *api.Host) {
 	conditions(st, p, s.Conditions)
 }
 
+func uplink(u api.UplinkStatus) string {
+	switch {
+	case u.Device == "":
+		return "none: networks have no way out"
+	case u.Rate == 0:
+		return u.Device + ", of a rate that it does not tell: declare it as uplinkRate, so that rates can be committed"
+	}
+	return fmt.Sprintf("%s, %s committed of %s, carries %s", u.Device, u.Committed, u.Committable, u.Rate)
+}
+
 func (a *app) tenantCommand() *cobra.Command {
 	k := &kind[api.Tenant, api.TenantSpec]{
 		app: a, singular: "tenant", plural: "tenants", global: true,
@@ -200,6 +214,10 @@ func (a *app) tenantCommand() *cobra.Command {
 			p.put("Disk", of(u.Used.Disk.Approx(), q.Disk))
 			p.put("Networks", of(fmt.Sprint(u.Networks), q.Networks))
 			p.put("Images", of(fmt.Sprint(u.Images), q.Images))
+			p.put("Bandwidth", bandwidth(t.Spec.Bandwidth))
+			if u.Bandwidth > 0 || q.Bandwidth != nil {
+				p.put("  committed to networks", of(u.Bandwidth.String(), q.Bandwidth))
+			}
 			for _, g := range t.Spec.Grants {
 				p.put("May grant", strings.TrimSpace(string(g.Kind)+" "+g.Source))
 			}
@@ -221,16 +239,19 @@ func (k *kind[T, S]) createTenant() *cobra.Command {
 	var servers, networks, images int
 	var cpu api.MilliCPU
 	var memory, disk api.Bytes
+	var profile api.Bandwidth
+	var bandwidth api.BitRate
 	var grants, labelled []string
 	cmd := &cobra.Command{
 		Use: "create NAME", Short: "Create a tenant", Args: exactly("NAME"), ValidArgsFunction: cobra.NoFileCompletions,
 		Example: "  croft tenant create acme --servers 20 --cpus 8 --memory 32GiB --allow directory:/srv/acme",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			spec := api.TenantSpec{Parent: parent}
+			spec := api.TenantSpec{Parent: parent, Bandwidth: profile}
 			set := cmd.Flags().Changed
 			q := &spec.Quota
 			q.Servers, q.Networks, q.Images = given(set("servers"), servers), given(set("networks"), networks), given(set("images"), images)
 			q.CPU, q.Memory, q.Disk = given(set("cpus"), cpu), given(set("memory"), memory), given(set("disk"), disk)
+			q.Bandwidth = given(set("bandwidth"), bandwidth)
 			for _, text := range grants {
 				kind, source, _ := strings.Cut(text, ":")
 				spec.Grants = append(spec.Grants, api.AllowedGrant{Kind: api.GrantKind(kind), Source: source})
@@ -258,6 +279,8 @@ func (k *kind[T, S]) createTenant() *cobra.Command {
 	sizeFlag(flags, &disk, "disk", "most disk")
 	flags.IntVar(&networks, "networks", 0, "most networks")
 	flags.IntVar(&images, "images", 0, "most images")
+	flags.Var(&parsed[api.BitRate]{to: &bandwidth, parse: api.ParseBitRate, kind: "rate"}, "bandwidth", "most that may be committed to its networks, in sum")
+	bandwidthFlags(flags, &profile)
 	flags.StringArrayVar(&grants, "allow", nil, "grant that its servers may ask for, kind[:source]; repeatable")
 	flags.StringArrayVarP(&labelled, "label", "l", nil, "label, key=value; repeatable")
 	k.completeFlag(cmd, "parent", "tenants")
