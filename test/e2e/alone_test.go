@@ -12,5 +12,6 @@ func TestAlone(t *testing.T) {
 	w.BuildMicro(t)
 	w.Network(t, "lan", "10.9.0.0/24")
 	t.Run("crowd", func(t *testing.T) { testCrowd(t, w) })
+	t.Run("bandwidth", func(t *testing.T) { testBandwidth(t, w) })
 	t.Run("input", func(t *testing.T) { testInput(t, w) }) // every trace is that of a refusal
 }
