@@ -123,6 +123,9 @@ func adviceFor(p *api.Problem, cmd *cobra.Command) string {
 			return "take another network, or delete servers that are not needed in this one"
 		}
 		if len(p.Short) > 0 && p.Short[0].Resource == "bandwidth" {
+			if strings.HasPrefix(p.Short[0].Where, "tenant ") {
+				return "croft tenant show NAME shows what the tenant has; ask for less, or lower what is committed to its other networks"
+			}
 			return "croft host show NAME shows what of its uplink is committed; ask for less, or lower what is committed to others"
 		}
 		return "croft host list shows what is free; ask for less, or delete what is not needed"

@@ -49,6 +49,7 @@ func (c *Control) RegisterHost(ctx context.Context, m Machine) (string, error) {
 		if r, ok := d.ix.hosts[id]; ok {
 			next := *r.v
 			next.Capacity, next.CPUs = m.Capacity, m.CPUs
+			fillHost(&next.Spec) // a daemon before this one may have known less of it
 			if !same(&next, r.v) {
 				d.put(state.Hosts+id, &next)
 			}

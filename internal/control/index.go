@@ -282,6 +282,6 @@ func (ix *index) joinHost(id string, r rec[state.Host]) *api.Host {
 func room(h *state.Host) ledger.Room {
 	return ledger.Room{
 		Name: h.Meta.Name, Capacity: h.Capacity, CPUs: h.CPUs, Reserve: h.Spec.Reserve, Overcommit: h.Spec.Overcommit,
-		Uplink: cmp.Or(h.Spec.UplinkRate, h.UplinkRate), Committable: cmp.Or(h.Spec.Committable, committable),
+		Uplink: cmp.Or(h.Spec.UplinkRate, h.UplinkRate), Committable: h.Spec.Committable,
 	}
 }

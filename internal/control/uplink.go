@@ -117,7 +117,7 @@ func (d *draft) recommitNetwork(next, old *state.Network) error {
 		return err
 	}
 	d.check(state.NetworkLedger + next.Meta.ID) // which ports there are
-	return d.recommit(line[0].v, func(u ledger.Uplink) ledger.Uplink {
+	return d.recommit(line[0].v, "/spec/bandwidth/committed", func(u ledger.Uplink) ledger.Uplink {
 		return u.CommitNetwork(next.Meta.ID, next.Spec.Bandwidth.Committed)
 	})
 }
@@ -126,16 +126,20 @@ func (d *draft) recommitNetwork(next, old *state.Network) error {
 func (d *draft) recommitTenant(next *state.Tenant) error {
 	b := next.Spec.Bandwidth
 	d.check(state.TenantLedger + next.Meta.ID) // which servers there are
-	return d.recommit(next, func(u ledger.Uplink) ledger.Uplink { return u.CommitTenant(b.Committed, b.Peak) })
+	at := "/spec/bandwidth/committed"
+	if b.Committed == 0 {
+		at = "/spec/bandwidth/peak"
+	}
+	return d.recommit(next, at, func(u ledger.Uplink) ledger.Uplink { return u.CommitTenant(b.Committed, b.Peak) })
 }
 
-func (d *draft) recommit(t *state.Tenant, change func(ledger.Uplink) ledger.Uplink) error {
+// recommit changes what is committed to a tenant on each host that has a port of its. The caller has checked the ledger that
+// every port which comes or goes changes. pointer is to what does not fit.
+func (d *draft) recommit(t *state.Tenant, pointer string, change func(ledger.Uplink) ledger.Uplink) error {
 	var short []api.Shortage
 	for _, id := range slices.Sorted(maps.Keys(d.ix.hosts)) {
 		h := d.ix.hosts[id].v
 		u := d.onUplink(h, t)
-		// A port that comes meanwhile brings what is committed as it was: it must not be missed.
-		d.check(u.key)
 		if u.to = change(u.from); reflect.DeepEqual(u.from, u.to) {
 			continue
 		}
@@ -150,6 +154,6 @@ func (d *draft) recommit(t *state.Tenant, change func(ledger.Uplink) ledger.Upli
 	}
 	p := api.Errorf(api.CodeCapacity, "that can't be committed: %s", describe(short))
 	p.Short = short
-	p.Errors = []api.FieldError{{Pointer: "/spec/bandwidth/committed", Code: api.CodeCapacity, Message: describe(short)}}
+	p.Errors = []api.FieldError{{Pointer: pointer, Code: api.CodeCapacity, Message: describe(short)}}
 	return p
 }

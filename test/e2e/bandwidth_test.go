@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +26,11 @@ func testBandwidth(t *testing.T, w *world.World) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { // the host is others' too
+		if _, err := w.Hosts().Replace(context.Background(), host.Name, client.Update[api.HostSpec]{Labels: host.Labels, Spec: host.Spec}); err != nil {
+			t.Error(err)
+		}
+	})
 	if up := changed.Status.Uplink; up.Rate != 40*mbit || up.Committable != 36*mbit || up.Committed != 0 {
 		t.Errorf("the uplink is %+v", up)
 	}
@@ -132,6 +138,9 @@ func greedyFlow(t *testing.T, w *world.World, direction string, run func(string)
 	command := fmt.Sprintf("nc %s %s", host, port)
 	if direction == "out" {
 		command += " </dev/zero"
+	}
+	if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(world.Patience)); err != nil {
+		t.Fatal(err)
 	}
 	f := &flow{t: t}
 	connected := make(chan error, 1)
