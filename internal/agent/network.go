@@ -264,13 +264,12 @@ func (n *networks) set(ctx context.Context, id string) error {
 	config, first := net.config(id), net.applied == 0
 	n.mu.Unlock()
 
-	var err error
-	if first { // its first packet is to find its part of the uplink
-		err = n.shares.set(ctx)
+	if first { // its first packet is to find its part of the uplink; where that fails, a network is better than none
+		if err := n.shares.set(ctx); err != nil {
+			n.shares.wake() // which tells, and tries again
+		}
 	}
-	if err == nil {
-		err = n.a.Net.Set(ctx, config)
-	}
+	err := n.a.Net.Set(ctx, config)
 
 	n.mu.Lock()
 	if err == nil {

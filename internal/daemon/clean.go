@@ -10,6 +10,7 @@ import (
 
 	"github.com/croftproject/croft/internal/agent"
 	"github.com/croftproject/croft/internal/cgroup"
+	"github.com/croftproject/croft/internal/hostnet"
 	"github.com/croftproject/croft/internal/hostnet/linux"
 	"github.com/croftproject/croft/internal/image"
 	"github.com/croftproject/croft/internal/keeper"
@@ -115,6 +116,9 @@ func (d *Daemon) removeNetworks(ctx context.Context) error {
 		return err
 	}
 	d.net = net // closed with the daemon
+	if err := net.SetShares(ctx, hostnet.Shares{}); err != nil {
+		return err
+	}
 	networks, err := net.List(ctx)
 	if err != nil {
 		return err

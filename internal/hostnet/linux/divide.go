@@ -95,9 +95,9 @@ func (h *Host) divide(s hostnet.Shares) error {
 	if up.name != "" && up.name == h.divider.uplink {
 		return nil // and a leg that came since has been led into its bucket
 	}
-	links, err := h.host.LinkList()
+	links, hooked, err := h.hooks()
 	if err != nil {
-		return fmt.Errorf("list devices: %w", err)
+		return err
 	}
 	for _, l := range links {
 		bucket := ""
@@ -107,7 +107,7 @@ func (h *Host) divide(s hostnet.Shares) error {
 		case l.Type() == "veth" && strings.HasPrefix(name, h.o.Prefix+"-"):
 			bucket = inBucket(h.o.Prefix)
 		}
-		if err := h.lead(l, bucket); err != nil {
+		if err := h.lead(l, hooked[l.Attrs().Index], bucket); err != nil && !gone(err) {
 			return fmt.Errorf("lead what leaves by %s into a bucket: %w", l.Attrs().Name, err)
 		}
 	}
@@ -124,19 +124,56 @@ func (h *Host) divideLeg(dev string) error {
 	if err != nil {
 		return err
 	}
-	return h.lead(l, inBucket(h.o.Prefix))
+	return h.lead(l, false, inBucket(h.o.Prefix))
+}
+
+// hooks lists the devices of the host's namespace, and those, by index, on which filters can hang.
+func (h *Host) hooks() ([]netlink.Link, map[int]bool, error) {
+	links, err := dump(h.host.LinkList)
+	if err != nil {
+		return nil, nil, fmt.Errorf("list devices: %w", err)
+	}
+	qdiscs, err := dump(func() ([]netlink.Qdisc, error) { return h.host.QdiscList(nil) })
+	if err != nil {
+		return nil, nil, fmt.Errorf("list queues: %w", err)
+	}
+	hooked := map[int]bool{}
+	for _, q := range qdiscs {
+		if q.Type() == "clsact" {
+			hooked[q.Attrs().LinkIndex] = true
+		}
+	}
+	return links, hooked, nil
+}
+
+// dump reads a list, again where it changed meanwhile.
+func dump[T any](list func() ([]T, error)) (all []T, err error) {
+	for range 10 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
+// gone tells whether a device went while it was looked at.
+func gone(err error) bool {
+	return errors.Is(err, unix.ENODEV) || errors.As(err, new(netlink.LinkNotFoundError))
 }
 
 // undivide takes all of it away.
 func (h *Host) undivide() error {
 	h.divider.shares, h.divider.uplink, h.divider.queues = hostnet.Shares{}, "", nil
-	links, err := h.host.LinkList()
+	if _, err := os.Stat(h.numbersFile()); errors.Is(err, os.ErrNotExist) {
+		return nil // it is written before anything is made, and removed last
+	}
+	links, hooked, err := h.hooks()
 	if err != nil {
-		return fmt.Errorf("list devices: %w", err)
+		return err
 	}
 	var buckets []string
 	for _, l := range links {
-		if err := h.lead(l, ""); err != nil {
+		if err := h.lead(l, hooked[l.Attrs().Index], ""); err != nil && !gone(err) {
 			return fmt.Errorf("lead what leaves by %s past the buckets: %w", l.Attrs().Name, err)
 		}
 		if name := l.Attrs().Name; name == outBucket(h.o.Prefix) || name == inBucket(h.o.Prefix) {
@@ -176,9 +213,11 @@ func (h *Host) numbers(s hostnet.Shares) (map[string]uint16, error) {
 	return numbers, os.WriteFile(h.numbersFile(), b, 0o600)
 }
 
-const bucketMajor = 1
-
-func handle(minor uint16) uint32 { return netlink.MakeHandle(bucketMajor, minor) }
+// handle is that of a class, or of the bucket itself (0). A packet keeps its class as its priority when it has left the
+// bucket, so the number must mean nothing to another daemon's bucket, nor to people's own queues on the uplink.
+func handle(prefix string, minor uint16) uint32 {
+	return netlink.MakeHandle(leadPriority(prefix), minor)
+}
 
 // setBucket makes a bucket with these classes, and changes those that differ. Packets that wait stay.
 func (h *Host) setBucket(dev string, classes []class) error {
@@ -203,18 +242,21 @@ func (h *Host) setBucket(dev string, classes []class) error {
 			return err
 		}
 	}
-	qdiscs, err := h.host.QdiscList(l)
+	qdiscs, err := dump(func() ([]netlink.Qdisc, error) { return h.host.QdiscList(l) })
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(qdiscs, func(q netlink.Qdisc) bool { return q.Type() == "htb" && q.Attrs().Handle == handle(0) }) {
-		root := netlink.NewHtb(netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Parent: netlink.HANDLE_ROOT, Handle: handle(0)})
+	if !slices.ContainsFunc(qdiscs, func(q netlink.Qdisc) bool { return q.Type() == "htb" && q.Attrs().Handle == handle(h.o.Prefix, 0) }) {
+		root := netlink.NewHtb(netlink.QdiscAttrs{LinkIndex: l.Attrs().Index, Parent: netlink.HANDLE_ROOT, Handle: handle(h.o.Prefix, 0)})
 		root.Defcls = hostClass
 		if err := h.host.QdiscReplace(root); err != nil {
 			return err
 		}
 	}
 	if err := h.setBucketClasses(l.Attrs().Index, classes); err != nil {
+		return err
+	}
+	if qdiscs, err = dump(func() ([]netlink.Qdisc, error) { return h.host.QdiscList(l) }); err != nil {
 		return err
 	}
 	return h.setQueues(l.Attrs().Index, qdiscs, classes)
@@ -232,15 +274,15 @@ func (h *Host) setQueues(index int, have []netlink.Qdisc, classes []class) error
 	}
 	for _, c := range classes {
 		id := queueID{index, c.Minor}
-		if c.Queue == 0 || there[handle(c.Minor)] && h.divider.queues[id] == c.Queue {
+		if c.Queue == 0 || there[handle(h.o.Prefix, c.Minor)] && h.divider.queues[id] == c.Queue {
 			continue
 		}
 		err := h.host.request(unix.RTM_NEWQDISC, unix.NLM_F_CREATE|unix.NLM_F_REPLACE,
-			&nl.TcMsg{Family: nl.FAMILY_ALL, Ifindex: int32(index), Handle: netlink.MakeHandle(c.Minor, 0), Parent: handle(c.Minor)},
+			&nl.TcMsg{Family: nl.FAMILY_ALL, Ifindex: int32(index), Handle: netlink.MakeHandle(c.Minor, 0), Parent: handle(h.o.Prefix, c.Minor)},
 			nl.NewRtAttr(nl.TCA_KIND, nl.ZeroTerminated("bfifo")),
 			nl.NewRtAttr(nl.TCA_OPTIONS, nl.Uint32Attr(uint32(c.Queue)))) // struct tc_fifo_qopt
 		if err != nil {
-			return fmt.Errorf("queue of class %x: %w", handle(c.Minor), err)
+			return fmt.Errorf("queue of class %x: %w", handle(h.o.Prefix, c.Minor), err)
 		}
 		h.divider.queues[id] = c.Queue
 	}
@@ -253,7 +295,9 @@ type queueID struct {
 }
 
 func (h *Host) setBucketClasses(index int, classes []class) error {
-	have, err := h.host.ClassList(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: index}}, netlink.HANDLE_NONE)
+	have, err := dump(func() ([]netlink.Class, error) {
+		return h.host.ClassList(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: index}}, netlink.HANDLE_NONE)
+	})
 	if err != nil {
 		return err
 	}
@@ -265,7 +309,7 @@ func (h *Host) setBucketClasses(index int, classes []class) error {
 	}
 	wanted := map[uint32]*netlink.HtbClass{}
 	for _, c := range classes {
-		wanted[handle(c.Minor)] = c.htb(index)
+		wanted[handle(h.o.Prefix, c.Minor)] = c.htb(h.o.Prefix, index)
 	}
 	// Those without parts first: a class that has some can't be removed.
 	var gone []*netlink.HtbClass
@@ -280,10 +324,12 @@ func (h *Host) setBucketClasses(index int, classes []class) error {
 		if err := h.host.ClassDel(c); err != nil {
 			return fmt.Errorf("remove class %x: %w", c.Handle, err)
 		}
+		_, minor := netlink.MajorMinor(c.Handle)
+		delete(h.divider.queues, queueID{index, minor}) // it goes with the class
 	}
 	for _, c := range classes {
-		w := wanted[handle(c.Minor)]
-		if was := there[handle(c.Minor)]; was != nil && sameClass(was, w) {
+		w := wanted[handle(h.o.Prefix, c.Minor)]
+		if was := there[handle(h.o.Prefix, c.Minor)]; was != nil && sameClass(was, w) {
 			continue
 		}
 		if err := h.host.ClassReplace(w); err != nil {
@@ -293,13 +339,13 @@ func (h *Host) setBucketClasses(index int, classes []class) error {
 	return nil
 }
 
-func (c class) htb(index int) *netlink.HtbClass {
+func (c class) htb(prefix string, index int) *netlink.HtbClass {
 	parent := uint32(netlink.HANDLE_ROOT)
 	if c.Parent != 0 {
-		parent = handle(c.Parent)
+		parent = handle(prefix, c.Parent)
 	}
 	out := netlink.NewHtbClass(
-		netlink.ClassAttrs{LinkIndex: index, Parent: parent, Handle: handle(c.Minor)},
+		netlink.ClassAttrs{LinkIndex: index, Parent: parent, Handle: handle(prefix, c.Minor)},
 		netlink.HtbClassAttrs{Rate: uint64(c.Rate), Ceil: uint64(c.Ceil), Buffer: uint32(c.Burst), Cbuffer: uint32(c.Cburst)},
 	)
 	out.Quantum = max(uint32(c.Quantum), packet)
@@ -317,7 +363,7 @@ func classTable(prefix string, s hostnet.Shares, numbers map[string]uint16) tabl
 	for _, t := range s.Tenants {
 		for _, n := range t.Networks {
 			classes.Keys = append(classes.Keys, exactly(legDevice(prefix, n.ID)))
-			classes.Values = append(classes.Values, binaryutil.NativeEndian.PutUint32(handle(numbers[networkKey(n.ID)])))
+			classes.Values = append(classes.Values, binaryutil.NativeEndian.PutUint32(handle(prefix, numbers[networkKey(n.ID)])))
 		}
 	}
 	by := func(key expr.MetaKey) []expr.Any {
@@ -362,8 +408,11 @@ func leadPriority(prefix string) uint16 {
 }
 
 // lead sends what leaves by a device into a bucket, or, where that is empty, no more. Other filters there are left alone,
-// and so is what they hang on.
-func (h *Host) lead(l netlink.Link, bucket string) error {
+// and so is what they hang on. hook tells whether there is such.
+func (h *Host) lead(l netlink.Link, hook bool, bucket string) error {
+	if bucket == "" && !hook {
+		return nil
+	}
 	target, priority := 0, leadPriority(h.o.Prefix)
 	if bucket != "" {
 		b, err := h.host.LinkByName(bucket)
@@ -372,24 +421,21 @@ func (h *Host) lead(l netlink.Link, bucket string) error {
 		}
 		target = b.Attrs().Index
 	}
-	qdiscs, err := h.host.QdiscList(l)
-	if err != nil {
-		return err
-	}
-	hook := slices.ContainsFunc(qdiscs, func(q netlink.Qdisc) bool { return q.Type() == "clsact" })
-	var ours, others []netlink.Filter
-	if hook {
-		for _, parent := range []uint32{netlink.HANDLE_MIN_EGRESS, netlink.HANDLE_MIN_INGRESS} {
-			list, err := h.host.FilterList(l, parent)
-			if err != nil {
-				return err
-			}
-			for _, f := range list {
-				if parent == netlink.HANDLE_MIN_EGRESS && f.Attrs().Priority == priority {
-					ours = append(ours, f)
-				} else {
-					others = append(others, f)
-				}
+	var ours []netlink.Filter
+	others := false
+	for _, parent := range []uint32{netlink.HANDLE_MIN_EGRESS, netlink.HANDLE_MIN_INGRESS} {
+		if !hook || parent == netlink.HANDLE_MIN_INGRESS && target != 0 {
+			continue
+		}
+		list, err := dump(func() ([]netlink.Filter, error) { return h.host.FilterList(l, parent) })
+		if err != nil {
+			return err
+		}
+		for _, f := range list {
+			if parent == netlink.HANDLE_MIN_EGRESS && f.Attrs().Priority == priority {
+				ours = append(ours, f)
+			} else {
+				others = true
 			}
 		}
 	}
@@ -403,7 +449,7 @@ func (h *Host) lead(l netlink.Link, bucket string) error {
 		}
 	}
 	if target == 0 {
-		if hook && len(ours) > 0 && len(others) == 0 {
+		if len(ours) > 0 && !others {
 			return h.host.QdiscDel(clsact(l))
 		}
 		return nil

@@ -177,7 +177,7 @@ func TestDividedMends(t *testing.T) {
 		"a bucket removed": func() { must(t, w.host.LinkDel(bucket())) },
 		"a bucket down":    func() { must(t, w.host.LinkSetDown(bucket())) },
 		"its classes removed": func() {
-			must(t, w.host.QdiscDel(netlink.NewHtb(netlink.QdiscAttrs{LinkIndex: bucket().Attrs().Index, Parent: netlink.HANDLE_ROOT, Handle: handle(0)})))
+			must(t, w.host.QdiscDel(netlink.NewHtb(netlink.QdiscAttrs{LinkIndex: bucket().Attrs().Index, Parent: netlink.HANDLE_ROOT, Handle: handle(w.o.Prefix, 0)})))
 		},
 		"the filter removed": func() {
 			must(t, w.host.FilterDel(&netlink.U32{FilterAttrs: netlink.FilterAttrs{LinkIndex: up.Attrs().Index,
@@ -227,7 +227,7 @@ func sent(t *testing.T, w *world, bucket netlink.Link, s hostnet.Shares, network
 	classes, err := w.host.ClassList(bucket, netlink.HANDLE_NONE)
 	must(t, err)
 	for _, c := range classes {
-		if c.Attrs().Handle == handle(numbers[networkKey(network)]) {
+		if c.Attrs().Handle == handle(w.o.Prefix, numbers[networkKey(network)]) {
 			return c.Attrs().Statistics.Basic.Bytes
 		}
 	}

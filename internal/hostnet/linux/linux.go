@@ -34,6 +34,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/croftproject/croft/api"
 	"github.com/croftproject/croft/internal/hostnet"
 )
 
@@ -68,10 +69,11 @@ type Host struct {
 	networks map[string]*network
 	closed   bool
 
-	shared  sync.RWMutex   // held for writing while what networks share is removed
-	uplink  sync.Mutex     // guards what networks share in the host's namespace, legs' addresses and via too
-	via     string         // device that traffic leaves through; empty: that of the default route
-	servers [64]sync.Mutex // guard servers' namespaces, by hash of the server's id
+	shared  sync.RWMutex           // held for writing while what networks share is removed
+	uplink  sync.Mutex             // guards what networks share in the host's namespace, legs' addresses and via too
+	speeds  map[string]api.BitRate // of devices that were the uplink, as they told last
+	via     string                 // device that traffic leaves through; empty: that of the default route
+	servers [64]sync.Mutex         // guard servers' namespaces, by hash of the server's id
 	divider divider
 
 	// fault, set by tests, is asked before each step; an error is as a crash there.
@@ -130,7 +132,7 @@ func New(o Options) (*Host, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	h := &Host{o: o, dir: filepath.Join(o.RunDir, "netns"), log: o.Logger, networks: map[string]*network{}, via: o.Uplink}
+	h := &Host{o: o, dir: filepath.Join(o.RunDir, "netns"), log: o.Logger, networks: map[string]*network{}, speeds: map[string]api.BitRate{}, via: o.Uplink}
 	if err := os.MkdirAll(h.dir, 0o755); err != nil {
 		return nil, err
 	}

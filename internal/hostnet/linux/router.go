@@ -191,7 +191,12 @@ func (h *Host) Uplink() (hostnet.Uplink, error) {
 		return hostnet.Uplink{}, err
 	}
 	rate, err := h.host.speed(up.name)
-	return hostnet.Uplink{Device: up.name, Rate: rate}, err
+	h.uplink.Lock()
+	defer h.uplink.Unlock()
+	if rate > 0 || h.speeds[up.name] == 0 {
+		h.speeds[up.name] = rate
+	}
+	return hostnet.Uplink{Device: up.name, Rate: h.speeds[up.name]}, err // without a carrier it tells none
 }
 
 // speed is what a device says that it carries, in each direction; zero where it does not.
@@ -300,9 +305,6 @@ func (h *Host) removeShared() error {
 	h.shared.Lock()
 	defer h.shared.Unlock()
 	if left, err = h.List(context.Background()); err != nil || len(left) > 0 {
-		return err
-	}
-	if err := h.SetShares(context.Background(), hostnet.Shares{}); err != nil {
 		return err
 	}
 	h.uplink.Lock()

@@ -24,8 +24,14 @@ type class struct {
 const (
 	wholeClass = 1 // the uplink
 	hostClass  = 2 // the host's own traffic, and all that is nobody else's
-	firstClass = 0x10
+	firstClass = 0x18
+	lastClass  = 0xbfff
 )
+
+// usable tells whether a number is one of a tenant's or network's class. A packet keeps it as its priority when it has left
+// the bucket, of which people's queues on the uplink may look at the last four bits: 8 to 15 mean nothing to pfifo_fast(8)
+// and its like.
+func usable(minor uint16) bool { return minor >= firstClass && minor <= lastClass && minor&8 != 0 }
 
 const (
 	// leastRate is the rate of what has none committed: a class must have one. It is taken from the host's own.
@@ -137,22 +143,22 @@ func number(s hostnet.Shares, had map[string]uint16) (map[string]uint16, bool) {
 	}
 	out, used := map[string]uint16{}, map[uint16]bool{}
 	for key, minor := range had {
-		if wanted[key] && minor >= firstClass && !used[minor] {
+		if wanted[key] && usable(minor) && !used[minor] {
 			out[key], used[minor] = minor, true
 		}
 	}
-	next := firstClass
+	next := uint16(firstClass)
 	for _, key := range slices.Sorted(maps.Keys(wanted)) {
 		if _, ok := out[key]; ok {
 			continue
 		}
-		for used[uint16(next)] && next < math.MaxUint16 {
+		for (used[next] || !usable(next)) && next <= lastClass {
 			next++
 		}
-		if next >= math.MaxUint16 {
+		if next > lastClass {
 			return nil, false
 		}
-		out[key], used[uint16(next)] = uint16(next), true
+		out[key], used[next] = next, true
 	}
 	return out, true
 }

@@ -98,6 +98,7 @@ func (w *world) daemon() *Host {
 		for _, id := range ids {
 			must(w.t, h.Remove(context.Background(), id))
 		}
+		must(w.t, h.SetShares(context.Background(), hostnet.Shares{}))
 		w.clean()
 	})
 	return h
