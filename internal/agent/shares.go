@@ -24,6 +24,7 @@ type shares struct {
 
 	setting sync.Mutex      // one division at a time; held through it
 	applied *hostnet.Shares // last, successfully; nil: not known
+	seen    bool            // the loop looks at it again and again
 
 	mu             sync.Mutex
 	tenants        map[string]api.Bandwidth // by name
@@ -58,7 +59,7 @@ func (s *shares) see(ctx context.Context, _ string) (time.Duration, error) {
 	}
 	s.setting.Lock()
 	defer s.setting.Unlock()
-	if s.applied == nil || !s.applied.Divides() {
+	if s.seen = s.applied != nil && s.applied.Divides(); !s.seen {
 		return 0, nil
 	}
 	return healing, nil
@@ -83,7 +84,9 @@ func (s *shares) set(ctx context.Context) error {
 		s.applied = nil
 		return err
 	}
-	s.applied = &want
+	if s.applied = &want; want.Divides() && !s.seen {
+		s.wake()
+	}
 	return nil
 }
 

@@ -53,6 +53,10 @@ func TestShares(t *testing.T) {
 	h.server("a", nil)
 	h.division("a port", shares(1e9, none, corp))
 	h.phase("a", api.PhaseRunning)
+	for len(h.divided) > 0 {
+		<-h.divided
+	}
+	h.division("nothing changed, but somebody may have changed something by hand", shares(1e9, none, corp))
 
 	network(api.Bandwidth{Committed: 30e6})
 	h.division("the network's profile changed", shares(1e9, none, hostnet.Profile{Committed: 30e6}))
