@@ -36,7 +36,7 @@ func toLink(l netlink.Link) link {
 
 // addressesOf reads the addresses of a namespace, by interface index.
 func addressesOf(s *site) (map[int][]netip.Prefix, error) {
-	list, err := s.AddrList(nil, netlink.FAMILY_ALL)
+	list, err := dump(func() ([]netlink.Addr, error) { return s.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -54,7 +54,9 @@ func addressesOf(s *site) (map[int][]netip.Prefix, error) {
 func defaultsVia(s *site, index int, families ...int) ([]netip.Addr, error) {
 	var out []netip.Addr
 	for _, family := range families {
-		list, err := s.RouteListFiltered(family, &netlink.Route{LinkIndex: index}, netlink.RT_FILTER_OIF)
+		list, err := dump(func() ([]netlink.Route, error) {
+			return s.RouteListFiltered(family, &netlink.Route{LinkIndex: index}, netlink.RT_FILTER_OIF)
+		})
 		if err != nil {
 			return nil, fmt.Errorf("list routes: %w", err)
 		}

@@ -258,7 +258,7 @@ func (a *actor) observeAll(o *observed, want hostnet.Network) error {
 	links := map[string]link{}
 	a.n.seen = nil
 	if o.Namespace {
-		all, err := a.n.site.LinkList()
+		all, err := dump(a.n.site.LinkList)
 		if err != nil {
 			return fmt.Errorf("list devices: %w", err)
 		}

@@ -175,7 +175,7 @@ func hasPorts(path string) (bool, error) {
 		return false, err
 	}
 	defer s.close()
-	links, err := s.LinkList()
+	links, err := dump(s.LinkList)
 	if err != nil {
 		return false, err
 	}

@@ -118,7 +118,7 @@ func (h *Host) freePair(network string) (netip.Prefix, error) {
 	for _, n := range nets {
 		taken = append(taken, n...)
 	}
-	routes, err := h.host.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := dump(func() ([]netlink.Route, error) { return h.host.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return netip.Prefix{}, err
 	}
@@ -237,7 +237,9 @@ func (h *Host) uplinkOf() (uplink, error) {
 		}
 		return uplink{h.via, l.MTU}, nil
 	}
-	routes, err := h.host.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{}, netlink.RT_FILTER_DST)
+	routes, err := dump(func() ([]netlink.Route, error) {
+		return h.host.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{}, netlink.RT_FILTER_DST)
+	})
 	if err != nil {
 		return uplink{}, fmt.Errorf("find the default route: %w", err)
 	}

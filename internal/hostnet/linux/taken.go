@@ -18,7 +18,7 @@ func (h *Host) Taken() ([]netip.Prefix, error) {
 	for _, n := range nets {
 		out = append(out, n...)
 	}
-	routes, err := h.host.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := dump(func() ([]netlink.Route, error) { return h.host.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
