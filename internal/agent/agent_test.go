@@ -355,10 +355,10 @@ func (n memNet) SetShares(_ context.Context, s hostnet.Shares) error {
 	}
 	return nil
 }
-func (n memNet) Uplink() (hostnet.Uplink, error) {
+func (n memNet) Uplink() (string, error) {
 	n.h.mu.Lock()
 	defer n.h.mu.Unlock()
-	return hostnet.Uplink{Device: n.h.uplink}, nil
+	return n.h.uplink, nil
 }
 func (n memNet) Remove(_ context.Context, id string) error {
 	n.h.mu.Lock()

@@ -19,7 +19,7 @@ func (n *networks) condition(config hostnet.Network, err error) api.Condition {
 		return c
 	}
 	if up, ok := n.a.Net.(hostnet.Uplinker); ok && config.NAT {
-		if device, err := up.Uplink(); err == nil && device.Device == "" {
+		if device, err := up.Uplink(); err == nil && device == "" {
 			c.Reason, c.Message = "NoUplink", "the host has no uplink: servers reach each other, and nothing else"
 			return c
 		}

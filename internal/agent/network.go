@@ -424,7 +424,7 @@ func (a *Agent) SetNetworks() {
 		net.wanted++
 	}
 	n.mu.Unlock()
-	n.shares.again()
+	n.shares.wake()
 	n.adopted()
 }
 

@@ -49,16 +49,14 @@ func (s *shares) wake() { s.loop.Wake(theUplink) }
 // healing is how often a divided uplink is looked at: somebody may have changed something by hand.
 const healing = 5 * time.Second
 
-// see has the uplink divided as it is to be, again and again while it is.
+// see has the uplink divided as it is to be, again and again while it is, whatever was done before.
 func (s *shares) see(ctx context.Context, _ string) (time.Duration, error) {
 	s.setting.Lock()
+	defer s.setting.Unlock()
 	s.applied = nil
-	s.setting.Unlock()
-	if err := s.set(ctx); err != nil {
+	if err := s.divide(ctx); err != nil {
 		return 0, err
 	}
-	s.setting.Lock()
-	defer s.setting.Unlock()
 	if s.seen = s.applied != nil && s.applied.Divides(); !s.seen {
 		return 0, nil
 	}
@@ -67,12 +65,21 @@ func (s *shares) see(ctx context.Context, _ string) (time.Duration, error) {
 
 // set divides the uplink as it is to be now, unless it was divided so.
 func (s *shares) set(ctx context.Context) error {
+	s.setting.Lock()
+	defer s.setting.Unlock()
+	err := s.divide(ctx)
+	if s.applied != nil && s.applied.Divides() && !s.seen {
+		s.wake()
+	}
+	return err
+}
+
+// divide is set; s.setting is held.
+func (s *shares) divide(ctx context.Context) error {
 	divider, ok := s.nets.a.Net.(hostnet.Divider)
 	if !ok {
 		return nil
 	}
-	s.setting.Lock()
-	defer s.setting.Unlock()
 	want, known := s.wanted()
 	if !known { // what the last daemon did holds meanwhile
 		return nil
@@ -80,13 +87,11 @@ func (s *shares) set(ctx context.Context) error {
 	if s.applied != nil && reflect.DeepEqual(*s.applied, want) {
 		return nil
 	}
+	s.applied = nil
 	if err := divider.SetShares(ctx, want); err != nil {
-		s.applied = nil
 		return err
 	}
-	if s.applied = &want; want.Divides() && !s.seen {
-		s.wake()
-	}
+	s.applied = &want
 	return nil
 }
 
@@ -133,14 +138,6 @@ func (a *Agent) SetUplink(rate, reserved api.BitRate) {
 	s.mu.Lock()
 	s.rate, s.reserved, s.told = rate, reserved, true
 	s.mu.Unlock()
-	s.wake()
-}
-
-// again has the uplink divided anew, whatever was done before: it may be another device by now.
-func (s *shares) again() {
-	s.setting.Lock()
-	s.applied = nil
-	s.setting.Unlock()
 	s.wake()
 }
 

@@ -17,7 +17,6 @@ import (
 	"github.com/croftproject/croft/internal/agent"
 	"github.com/croftproject/croft/internal/cgroup"
 	"github.com/croftproject/croft/internal/control"
-	"github.com/croftproject/croft/internal/hostnet"
 	"github.com/croftproject/croft/internal/httpapi"
 	"github.com/croftproject/croft/internal/ledger"
 	"github.com/croftproject/croft/internal/pool"
@@ -296,24 +295,28 @@ func ioLimits(mode cgroup.Mode, p pool.Info, now time.Time) api.Condition {
 	return c
 }
 
-// divide has the uplink divided by what it carries: as declared, or as its device tells.
-func (d *Daemon) divide(ctx context.Context) hostnet.Uplink {
+// divide has the uplink divided by what it carries: as declared, or as its device tells. It returns the device.
+func (d *Daemon) divide(ctx context.Context) string {
 	up, err := d.net.Uplink()
+	var told api.BitRate
+	if err == nil && up != "" {
+		told, err = d.net.Rate(up)
+	}
 	if err == nil {
-		err = d.control.SetHostUplink(ctx, up.Rate)
+		err = d.control.SetHostUplink(ctx, told)
 	}
 	if err != nil {
 		d.o.Logger.Error("look at the uplink; it is tried again", "error", err)
 		return up
 	}
 	spec := d.spec()
-	rate := cmp.Or(spec.UplinkRate, up.Rate)
+	rate := cmp.Or(spec.UplinkRate, told)
 	d.agent.SetUplink(rate, rate-ledger.Room{Uplink: rate, Committable: spec.Committable}.Promisable())
 	return up
 }
 
 func (d *Daemon) report(ctx context.Context, st api.HostStatus) {
-	st.Uplink.Device = d.divide(ctx).Device
+	st.Uplink.Device = d.divide(ctx)
 	st.Conditions = append(slices.Clone(st.Conditions), d.followed.condition())
 	if info, err := d.pool.Info(ctx); err != nil {
 		d.o.Logger.Error("look at the pool", "error", err)

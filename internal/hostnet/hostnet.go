@@ -6,8 +6,6 @@ import (
 	"context"
 	"net"
 	"net/netip"
-
-	"github.com/croftproject/croft/api"
 )
 
 // Host makes a host's networks. Methods may be called concurrently; calls for one network are serialized.
@@ -30,14 +28,8 @@ type Host interface {
 
 // Uplinker is a Host that can tell whether it has a way out.
 type Uplinker interface {
-	// Uplink is the device that traffic leaves through now; the zero Uplink: there is none.
-	Uplink() (Uplink, error)
-}
-
-// Uplink is the device that traffic leaves a host through.
-type Uplink struct {
-	Device string
-	Rate   api.BitRate // what it carries in each direction, as the device tells; zero: it does not
+	// Uplink names the device that traffic leaves through now; empty: there is none.
+	Uplink() (string, error)
 }
 
 // Divider is a Host that can divide its uplink.

@@ -20,7 +20,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/croftproject/croft/api"
-	"github.com/croftproject/croft/internal/hostnet"
 )
 
 // routing makes a network's namespace a router between its subnets and its way out. Only the bridge speaks IPv6 there:
@@ -183,20 +182,26 @@ func (h *Host) SetUplink(dev string) (changed bool, err error) {
 }
 
 // Uplink implements hostnet.Uplinker.
-func (h *Host) Uplink() (hostnet.Uplink, error) {
-	h.uplink.Lock()
-	up, err := h.uplinkOf()
-	h.uplink.Unlock()
-	if err != nil || up.name == "" {
-		return hostnet.Uplink{}, err
-	}
-	rate, err := h.host.speed(up.name)
+func (h *Host) Uplink() (string, error) {
 	h.uplink.Lock()
 	defer h.uplink.Unlock()
-	if rate > 0 || h.speeds[up.name] == 0 {
-		h.speeds[up.name] = rate
+	up, err := h.uplinkOf()
+	return up.name, err
+}
+
+// Rate is what a device that is or was the uplink carries in each direction, as it tells; zero: it does not. Without a
+// carrier it tells none: then what it told last counts.
+func (h *Host) Rate(dev string) (api.BitRate, error) {
+	rate, err := h.host.speed(dev)
+	if err != nil {
+		return 0, err
 	}
-	return hostnet.Uplink{Device: up.name, Rate: h.speeds[up.name]}, err // without a carrier it tells none
+	h.uplink.Lock()
+	defer h.uplink.Unlock()
+	if rate > 0 {
+		h.speeds[dev] = rate
+	}
+	return h.speeds[dev], nil
 }
 
 // speed is what a device says that it carries, in each direction; zero where it does not.
